@@ -1,0 +1,5 @@
+"""rompatch: facts in a language model, maintained like code."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,209 @@
+"""A patch is a value: a header that says what it is, and the factors of its rank-one update, one set per site.
+
+Nothing here imports torch: factors are NumPy float32 arrays, so that the ledger, ``rompatch show`` and the file reader
+stay light. Two equal patches have equal ids, whoever computed them and in whatever order (DESIGN: the id is the sha256
+of the canonical content; there are no time stamps in it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rompatch.edits import EditRequest
+
+FORMAT_VERSION = 1
+SHORT_ID = 12
+"""Hex digits that name a patch in tables and messages."""
+
+TENSOR_NAMES = ("base_out", "key", "u", "v", "value")
+"""The tensors of one site, in canonical order."""
+
+Array = npt.NDArray[np.float32]
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for one value: sorted keys, no spaces, UTF-8 kept, NaN refused (``ValueError``)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """The base a patch belongs to, by content.
+
+    Args:
+        source: how the user named it (an alias, a hub id, a folder's name); for people, not for checks.
+        model_type: the ``model_type`` of its configuration.
+        config_hash: sha256 of the canonical configuration.
+        tokenizer_hash: sha256 of what the tokenizer does.
+        dtype: dtype the base was loaded in ("float32", "float16", "bfloat16").
+    """
+
+    source: str
+    model_type: str
+    config_hash: str
+    tokenizer_hash: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class SiteRef:
+    """One weight matrix of the base, by name and by content.
+
+    Args:
+        layer: index of the decoder layer.
+        parameter: full parameter name ("model.layers.4.mlp.down_proj.weight").
+        d_out, d_in: the matrix as the equations see it, W of shape (d_out, d_in).
+        transposed: True where the module stores W^T (Conv1D).
+        dtype: the tensor's dtype in the base.
+        sha256: sha256 of the base's tensor: its bytes as stored, row-major.
+    """
+
+    layer: int
+    parameter: str
+    d_out: int
+    d_in: int
+    transposed: bool
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StatisticsRef:
+    """Which key statistics C were used: their id, tokens counted, the text's name, and the ridge added on top."""
+
+    id: str
+    tokens: int
+    corpus: str
+    ridge: float
+
+
+@dataclass(frozen=True, eq=False)
+class SiteFactors:
+    """What is needed to apply a patch at one site, alone or in a stack.
+
+    ``v`` (d_out,) and ``u`` (d_in,): the update alone is ``Delta = v u^T`` (eq. 5 and 22).
+    ``key`` (n_keys, d_in), ``value`` and ``base_out`` (n_keys, d_out): the constraints ``W' key_i = value_i`` with
+    ``base_out_i = W key_i``, for the joint solution. Row 0 is the key the update is exact at (k*), further rows are
+    other keys of the same subject. ``value`` and ``base_out`` do not contain the module's bias.
+    """
+
+    u: Array
+    v: Array
+    key: Array
+    value: Array
+    base_out: Array
+
+    def tensors(self) -> dict[str, Array]:
+        """The five arrays by name, C-contiguous float32, little-endian."""
+        return {name: np.ascontiguousarray(getattr(self, name), dtype="<f4") for name in TENSOR_NAMES}
+
+
+@dataclass(frozen=True)
+class PatchHeader:
+    """Everything about a patch except its numbers. Reading it needs no torch."""
+
+    method: str
+    hparams: Mapping[str, Any]
+    request: EditRequest
+    base: BaseRef
+    sites: tuple[SiteRef, ...]
+    contexts: tuple[str, ...]
+    seed: int
+    document_start: bool
+    statistics: StatisticsRef | None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; :func:`canonical_json` of it is what a patch file carries as metadata."""
+        return {
+            "base": dict(vars(self.base)),
+            "contexts": list(self.contexts),
+            "document_start": self.document_start,
+            "format_version": self.format_version,
+            "hparams": dict(self.hparams),
+            "method": self.method,
+            "request": self.request.to_json(),
+            "seed": self.seed,
+            "sites": [dict(vars(site)) for site in self.sites],
+            "statistics": None if self.statistics is None else dict(vars(self.statistics)),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PatchHeader:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, RequestError: a field is missing or of the wrong kind (``patchfile`` turns these into
+                a ``PatchFileError`` that names the file).
+        """
+        statistics = data["statistics"]
+        return cls(
+            method=str(data["method"]),
+            hparams=dict(data["hparams"]),
+            request=EditRequest.from_json(data["request"]),
+            base=BaseRef(**data["base"]),
+            sites=tuple(SiteRef(**site) for site in data["sites"]),
+            contexts=tuple(str(context) for context in data["contexts"]),
+            seed=int(data["seed"]),
+            document_start=bool(data["document_start"]),
+            statistics=None if statistics is None else StatisticsRef(**statistics),
+            versions=dict(data["versions"]),
+            format_version=int(data["format_version"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """The immutable result of one edit request on one base: header and factors, ``factors[i]`` for ``header.sites[i]``."""
+
+    header: PatchHeader
+    factors: tuple[SiteFactors, ...]
+
+    def named_tensors(self) -> dict[str, Array]:
+        """``site.<n>.<name>`` to array, in canonical order."""
+        return {
+            f"site.{index}.{name}": array
+            for index, factors in enumerate(self.factors)
+            for name, array in factors.tensors().items()
+        }
+
+    @cached_property
+    def id(self) -> str:
+        """64 hex digits: :func:`content_id` of this patch."""
+        return content_id(canonical_json(self.header.to_json()), self.named_tensors())
+
+    @property
+    def short_id(self) -> str:
+        """The first twelve hex digits of :attr:`id`."""
+        return self.id[:SHORT_ID]
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, Patch) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def content_id(header: str, tensors: Mapping[str, Array]) -> str:
+    """sha256 over the canonical content, independent of the container (docs/format.md, "The id").
+
+    The digest runs over the UTF-8 header, then, for each tensor in ascending order of name, one line
+    ``\\n<name> <shape as d0xd1> f32\\n`` followed by its little-endian row-major bytes.
+    """
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name], dtype="<f4")
+        shape = "x".join(str(size) for size in array.shape)
+        digest.update(f"\n{name} {shape} f32\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
