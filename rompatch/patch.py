@@ -89,10 +89,10 @@ class StatisticsRef:
 class SiteFactors:
     """What is needed to apply a patch at one site, alone or in a stack.
 
-    ``v`` (d_out,) and ``u`` (d_in,): the update alone is ``Delta = v u^T`` (eq. 5 and 22).
-    ``key`` (n_keys, d_in), ``value`` and ``base_out`` (n_keys, d_out): the constraints ``W' key_i = value_i`` with
-    ``base_out_i = W key_i``, for the joint solution. Row 0 is the key the update is exact at (k*), further rows are
-    other keys of the same subject. ``value`` and ``base_out`` do not contain the module's bias.
+    ``key`` and ``u`` (n_keys, d_in), ``value`` and ``base_out`` (n_keys, d_out), ``v`` (d_out,). Each row of ``key``
+    is one constraint ``W' key_i = value_i`` for the joint solution, with ``base_out_i = W key_i`` and
+    ``u_i = C^-1 key_i``. The update of the patch alone is ``Delta = v u_0^T`` (eq. 5 and 22): row 0 is the mean key k*
+    (eq. 7), row 1 the bare prompt's key. ``value`` and ``base_out`` do not contain the module's bias.
     """
 
     u: Array
