@@ -1,0 +1,51 @@
+# Everything a developer types. `make` alone lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := rompatch tests migrations $(wildcard scripts benchmarks)
+
+# The environment's commands come first for every recipe, so that scripts find `rompatch` by its name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test fast lint check docs clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+venv: $(STAMP) ## make .venv and install rompatch and its tools in it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || { \
+	  echo "rompatch needs Python 3.10 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name another one: make venv PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot make a virtual environment (on Debian: apt-get install python3-venv)." >&2; exit 1; }
+	@$(BIN)/python -m pip install --no-input --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## run the main job on the real default model: create, apply, generate, verify, revert, bake
+	@bash scripts/demo.sh
+
+test: $(STAMP) ## run every test, those on the real model included
+	@$(BIN)/pytest -q
+
+fast: $(STAMP) ## run the tests that need no real model
+	@$(BIN)/pytest -q -m "not slow"
+
+lint: $(STAMP) ## ruff, formatting, types
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy --strict --package rompatch
+
+check: lint test ## what CI runs: lint, then every test (the import ranks are one of them)
+
+docs: $(STAMP) ## write docs/cli.md from the commands' own help
+	@$(BIN)/python -m rompatch.cli.reference
+
+clean: ## remove the environment and everything built
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find rompatch tests migrations -name __pycache__ -type d -prune -exec rm -rf {} +
