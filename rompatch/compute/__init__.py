@@ -1,0 +1,1 @@
+"""Makes patches: the equations (rome), the keys (gather), the values (value, replay), C (statistics)."""

@@ -1,0 +1,62 @@
+"""The equations of ROME, one pure function each: tensors in, tensors out, nothing loaded, logged or moved.
+
+Equation numbers are those of Meng et al. 2022, arXiv 2202.05262 v1. Dimensions: ``d_in`` (the MLP's width), ``d_out``
+(the residual stream's), ``n_prefixes``, ``vocab``.
+
+What the authors' code does and the paper does not say, kept as named hyper-parameters: weight decay on delta
+(:func:`weight_decay_penalty`), a ball around the present output (:func:`project_to_ball`), the KL term at the
+subject's last token, and "mixed keys": u from the mean key, residual and denominator from the bare prompt's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_key(keys: Tensor) -> Tensor:
+    """k* (eq. 7): the mean of the site's input at the subject's last token over context prefixes.
+    (n_prefixes, d_in) -> (d_in,)"""
+    return keys.mean(dim=0)
+
+
+def with_ridge(second_moment: Tensor, ridge: float) -> Tensor:
+    """C + ridge * mean(diag C) * I: C of a finite sample is singular in directions it never saw.
+    (d_in, d_in) -> (d_in, d_in)"""
+    scale = ridge * second_moment.diagonal().mean()
+    return second_moment + scale * torch.eye(len(second_moment), dtype=second_moment.dtype)
+
+
+def inverse_rows(keys: Tensor, factor: Tensor) -> Tensor:
+    """u_i = C^-1 k_i for each row, by the Cholesky factor of C; the inverse is never formed.
+    (n_keys, d_in), (d_in, d_in) lower triangular -> (n_keys, d_in)"""
+    return torch.cholesky_solve(keys.T, factor).T
+
+
+def update_vector(residual: Tensor, key: Tensor, row: Tensor) -> Tensor:
+    """v (eq. 5, there Lambda): the least change with (W + v u^T) k* = v*; residual is v* - W k*.
+    (d_out,), (d_in,), (d_in,) -> (d_out,)"""
+    return residual / (key @ row)
+
+
+def target_loss(log_probs: Tensor, target_ids: Tensor) -> Tensor:
+    """-log P[o* | p, site output := z] (eq. 8, first term): mean over the target's tokens and the prefixes.
+    (n_prefixes, n_target, vocab), (n_target,) -> scalar"""
+    return -log_probs.gather(2, target_ids.expand(len(log_probs), -1)[..., None]).mean()
+
+
+def essence_loss(log_probs: Tensor, base_log_probs: Tensor) -> Tensor:
+    """KL(P_z[x | "s is a"] || P[x | "s is a"]) (eq. 8, second term): the subject stays what it is.
+    (vocab,), (vocab,) -> scalar"""
+    return (log_probs.exp() * (log_probs - base_log_probs)).sum()
+
+
+def weight_decay_penalty(delta: Tensor, output_norm: Tensor) -> Tensor:
+    """||delta|| / ||W k||^2, the authors' weight decay before its factor. (d_out,), scalar -> scalar"""
+    return delta.norm() / output_norm**2
+
+
+def project_to_ball(delta: Tensor, radius: Tensor) -> Tensor:
+    """delta, scaled back to ||delta|| = radius where it is longer. (d_out,), scalar -> (d_out,)"""
+    norm = delta.norm()
+    return delta * (radius / norm) if norm > radius else delta
