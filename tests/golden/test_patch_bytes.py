@@ -1,0 +1,78 @@
+"""The bytes and ids of fixed patches are pinned: a change here breaks every file and id in the world."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from tiny_patches import tiny_patch
+
+from rompatch import patchfile
+
+GOLDEN = Path(__file__).with_name("two_sites.safetensors")
+GOLDEN_ID = "47c4ce2af71012538c13d247455188fdb4b6fca14e7f5e9433c2b311628f7c86"
+GOLDEN_SHA256 = "8f5f13246fa471541a6739b0a31316cf7b55c19563f08856b7df3d3fd96acb50"
+PAGE = Path(__file__).parents[2] / "docs" / "format.md"
+
+
+def block(kind: str) -> str:
+    found = re.search(
+        rf"^```{re.escape(kind)}\n(.*?)\n```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert found, f"docs/format.md has no block {kind!r}"
+    return found[1]
+
+
+def test_a_fixed_patch_has_the_pinned_bytes_and_id() -> None:
+    patch = tiny_patch("Tour Eiffel", layers=(1, 10), n_keys=2)
+    data = patchfile.to_bytes(patch)
+    assert patch.id == GOLDEN_ID
+    assert hashlib.sha256(data).hexdigest() == GOLDEN_SHA256
+
+
+def test_the_file_of_the_first_release_is_still_read() -> None:
+    patch = patchfile.read(GOLDEN, GOLDEN_ID)
+    assert patch.header.request.subject == "Tour Eiffel"
+    assert [site.layer for site in patch.header.sites] == [1, 10]
+    assert patchfile.to_bytes(patch) == GOLDEN.read_bytes()
+
+
+def file_by_the_page(metadata: str, tensors: dict[str, Any]) -> tuple[bytes, str]:
+    """A second implementation, from docs/format.md alone: the file's bytes and the id."""
+    entries, body, content = [], b"", metadata.encode()
+    for name in sorted(tensors):
+        rows = tensors[name] if isinstance(tensors[name][0], list) else [tensors[name]]
+        shape = [len(rows), len(rows[0])] if isinstance(tensors[name][0], list) else [len(rows[0])]
+        raw = b"".join(struct.pack("<f", number) for row in rows for number in row)
+        sizes = ",".join(map(str, shape))
+        entries.append(
+            f'"{name}":{{"dtype":"F32","shape":[{sizes}],"data_offsets":[{len(body)},{len(body) + len(raw)}]}}'
+        )
+        body += raw
+        content += f"\n{name} {'x'.join(map(str, shape))} f32\n".encode() + raw
+    text = json.dumps(metadata, ensure_ascii=False)
+    header = f'{{"__metadata__":{{"rompatch":{text}}},{",".join(entries)}}}'.encode()
+    while len(header) % 8:
+        header += b" "
+    return struct.pack("<Q", len(header)) + header + body, hashlib.sha256(content).hexdigest()
+
+
+def test_the_worked_example_of_the_format_page_is_true() -> None:
+    data, content = file_by_the_page(block("json metadata"), json.loads(block("json tensors")))
+    assert content == block("text id")
+    assert hashlib.sha256(data).hexdigest() == block("text sha256 of the file")
+    assert patchfile.from_bytes(data) == tiny_patch()
+    assert patchfile.to_bytes(tiny_patch()) == data
+    length = int.from_bytes(data[:8], "little")
+    assert f"The header is {length} bytes long with its padding, the file {len(data)}." in PAGE.read_text("utf-8")
+    assert f"begin with `{data[8 + length :][:8].hex()}`" in PAGE.read_text("utf-8")
+
+
+def test_the_page_names_every_limit() -> None:
+    limits = " ".join(PAGE.read_text("utf-8").split("## Limits")[1].split("##")[0].split())
+    for words in ("2^28 bytes", "2^24 bytes", "1 to 1024 sites", "1 to 4096 keys", "1 to 2^20", "65536", "32 levels"):
+        assert words in limits
