@@ -1,0 +1,207 @@
+"""The algebra of stacks: many patches, one site, one update. Pure: arrays in, arrays out.
+
+For a stack of patches with keys k_i, directions u_i = C^-1 k_i and residuals r_i = value_i - W k_i (DESIGN section 2):
+
+    G_ij = u_i^T k_j        Delta_S = R (G + lambda * mean(diag G) * I)^-1 U^T
+
+With lambda = 0 every constraint (W + Delta_S) k_i = value_i holds at once; with lambda > 0 it is MEMIT's ridge
+solution (push-through identity). It needs the patch files alone, does not depend on the order in which patches were
+applied, and leaving a patch out gives exactly the stack that never had it.
+
+A patch alone is its own rank-one update ``v u_0^T``: with the authors' mixed keys that measures best for single edits,
+while mixed keys are ill-conditioned in stacks. Stacks use every key that the patches bring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rompatch.errors import ComputeError
+from rompatch.patch import Patch, SiteFactors
+
+JOINT_RIDGE = 0.03
+"""lambda for stacks of two and more: measured best with 199 edits at one site of the default model (DESIGN)."""
+
+SAME_KEY = 0.98
+"""Cosine of two keys in the metric of C^-1 from which they count as one key: two facts about one subject."""
+
+_ROWS_PER_BLOCK = 512
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteUpdate:
+    """Delta_S in low-rank form: ``left`` (d_out, m) @ ``right`` (m, d_in), float64."""
+
+    left: Matrix
+    right: Matrix
+
+    @property
+    def rank(self) -> int:
+        """m, the number of columns."""
+        return self.left.shape[1]
+
+    def dense(self) -> Matrix:
+        """Delta_S, (d_out, d_in). For tests and small matrices; :func:`materialise` never forms it whole."""
+        return self.left @ self.right
+
+
+@dataclass(frozen=True, eq=False)
+class Constraints:
+    """Rows that a site's update shall satisfy: keys and directions (m, d_in), residuals (m, d_out), float64."""
+
+    keys: Matrix
+    directions: Matrix
+    residuals: Matrix
+
+    def gram(self) -> Matrix:
+        """G_ij = u_i^T k_j, (m, m)."""
+        return self.directions @ self.keys.T
+
+
+def canonical(patches: Iterable[Patch]) -> list[Patch]:
+    """The one order in which patches meet: by id, each once."""
+    return sorted({patch.id: patch for patch in patches}.values(), key=lambda patch: patch.id)
+
+
+def by_site(patches: Iterable[Patch]) -> dict[str, list[SiteFactors]]:
+    """Parameter name to the factors of all patches there, in canonical order."""
+    sites: dict[str, list[SiteFactors]] = {}
+    for patch in canonical(patches):
+        for site, factors in zip(patch.header.sites, patch.factors, strict=True):
+            sites.setdefault(site.parameter, []).append(factors)
+    return dict(sorted(sites.items()))
+
+
+def solve_stack(patches: Iterable[Patch], ridge: float = JOINT_RIDGE) -> Mapping[str, SiteUpdate]:
+    """The update of each site that *patches* touch, by parameter name.
+
+    Raises:
+        ComputeError: the keys at a site cannot be solved for.
+    """
+    return {parameter: solve_site(factors, ridge) for parameter, factors in by_site(patches).items()}
+
+
+def solve_site(stack: Sequence[SiteFactors], ridge: float = JOINT_RIDGE) -> SiteUpdate:
+    """Delta for the patches *stack* at one site, in their canonical order.
+
+    Raises:
+        ComputeError: G is singular (only possible with ``ridge=0``) or not finite.
+    """
+    if len(stack) == 1:
+        only = stack[0]
+        return SiteUpdate(only.v.astype(np.float64)[:, None], only.u[:1].astype(np.float64))
+    constraints = merge_same_keys([constraints_of(factors) for factors in stack])
+    return solve_constraints(constraints, ridge)
+
+
+def constraints_of(factors: SiteFactors) -> Constraints:
+    """The constraints that one patch brings, in float64."""
+    return Constraints(
+        factors.key.astype(np.float64),
+        factors.u.astype(np.float64),
+        factors.value.astype(np.float64) - factors.base_out.astype(np.float64),
+    )
+
+
+def solve_constraints(constraints: Constraints, ridge: float) -> SiteUpdate:
+    """R (G + ridge * mean(diag G) * I)^-1 U^T, as ``left = R (...)^-1`` and ``right = U^T``.
+
+    G is solved as it is, not symmetrised: patches computed with different C have a G that is not symmetric, and the
+    constraints hold all the same.
+    """
+    gram = constraints.gram()
+    damped = gram + ridge * np.diag(gram).mean() * np.eye(len(gram))
+    try:
+        left = np.linalg.solve(damped.T, constraints.residuals).T
+    except np.linalg.LinAlgError as problem:
+        raise _unsolvable(gram) from problem
+    if not np.isfinite(left).all():
+        raise _unsolvable(gram)
+    return SiteUpdate(left, constraints.directions)
+
+
+def _unsolvable(gram: Matrix) -> ComputeError:
+    return ComputeError(
+        "The stack cannot be solved: two of its keys are the same direction.",
+        expected="a Gram matrix of full rank",
+        found=f"rank {np.linalg.matrix_rank(gram) if np.isfinite(gram).all() else 'not finite'} of {len(gram)}",
+        next_step="Use a ridge above 0, or revert one of the patches that share a subject.",
+    )
+
+
+def merge_same_keys(patches: Sequence[Constraints]) -> Constraints:
+    """All constraints of a site, with the keys that several patches share given one value each.
+
+    Two facts about one subject have the same key, so their constraints contradict each other: a ridge solution would
+    meet both half-way. The shared key gets the *sum* of the residuals: each makes the model say its own object, and
+    they act on different relations.
+    """
+    merged: list[Constraints] = []
+    for group in _groups(patches):
+        rows = {len(patch.keys) for patch in group}
+        if len(group) == 1 or len(rows) != 1:
+            merged += group
+            continue
+        merged.append(
+            Constraints(
+                np.mean([patch.keys for patch in group], axis=0),
+                np.mean([patch.directions for patch in group], axis=0),
+                np.sum([patch.residuals for patch in group], axis=0),
+            )
+        )
+    return Constraints(
+        np.concatenate([part.keys for part in merged]),
+        np.concatenate([part.directions for part in merged]),
+        np.concatenate([part.residuals for part in merged]),
+    )
+
+
+def key_similarity(left: Constraints, right: Constraints) -> float:
+    """Smallest cosine, in the metric of C^-1, between corresponding keys of two patches; 0 where they bring different
+    numbers of keys."""
+    if len(left.keys) != len(right.keys):
+        return 0.0
+    across = np.einsum("ij,ij->i", left.directions, right.keys)
+    own = np.einsum("ij,ij->i", left.directions, left.keys) * np.einsum("ij,ij->i", right.directions, right.keys)
+    return float((across / np.sqrt(np.maximum(own, np.finfo(np.float64).tiny))).min())
+
+
+def _groups(patches: Sequence[Constraints]) -> list[list[Constraints]]:
+    """Patches that share their keys, in order of first appearance."""
+    groups: list[list[Constraints]] = []
+    for patch in patches:
+        home = next((group for group in groups if key_similarity(group[0], patch) > SAME_KEY), None)
+        if home is None:
+            groups.append([patch])
+        else:
+            home.append(patch)
+    return groups
+
+
+def materialise(weight: Tensor, update: SiteUpdate | None, *, transposed: bool) -> Tensor:
+    """The one function that makes an edited weight: base plus update, summed in float64, cast once.
+
+    Args:
+        weight: the base's tensor as stored, (d_out, d_in) or (d_in, d_out) where *transposed*; never written to.
+        update: None gives the base's own tensor back.
+
+    Returns:
+        A new tensor of the weight's shape and dtype (or *weight* itself).
+    """
+    if update is None:
+        return weight
+    left, right = torch.from_numpy(update.left), torch.from_numpy(update.right)
+    first, second = (right.T, left.T) if transposed else (left, right)
+    edited = torch.empty_like(weight)
+    for start in range(0, len(weight), _ROWS_PER_BLOCK):
+        rows = slice(start, start + _ROWS_PER_BLOCK)
+        edited[rows] = (weight[rows].double().cpu() + first[rows] @ second).to(weight.dtype)
+    return edited

@@ -1,0 +1,128 @@
+"""Text for key statistics: a file, a folder of files, or a hub data set, read as a stream of documents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rompatch.errors import StatisticsError
+from rompatch.tokens import document_separator, document_start_ids
+
+HUB_PREFIX = "hub:"
+_TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
+_DOCUMENT_CHARS = 20_000
+"""A file without marked documents is read in pieces of about this many characters, cut at line ends."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where text comes from: ``name`` for people, ``id`` (sha256 of the content) for cache keys."""
+
+    name: str
+    id: str
+    paths: tuple[Path, ...] = ()
+
+    def documents(self) -> Iterator[str]:
+        """The documents, in a fixed order."""
+        if self.name.startswith(HUB_PREFIX):
+            yield from _hub_documents(self.name)
+        for path in self.paths:
+            yield from _file_documents(path)
+
+
+def open_corpus(spec: str) -> Corpus:
+    """A corpus from what ``--corpus`` takes: a file, a folder, or ``hub:NAME[,CONFIG][,SPLIT]``.
+
+    Raises:
+        StatisticsError: nothing readable there.
+    """
+    if spec.startswith(HUB_PREFIX):
+        return Corpus(name=spec, id=hashlib.sha256(spec.encode()).hexdigest())
+    path = Path(spec)
+    paths = sorted(p for p in path.rglob("*") if p.suffix in _TEXT_SUFFIXES) if path.is_dir() else [path]
+    if not paths or not path.exists():
+        raise StatisticsError(
+            f"There is no text to read at {spec!r}.",
+            expected=f"a text file, a folder with {', '.join(_TEXT_SUFFIXES)} files, or {HUB_PREFIX}NAME",
+            found="an empty folder" if path.is_dir() else "no such file",
+            next_step="Check the path.",
+        )
+    digest = hashlib.sha256()
+    for part in paths:
+        digest.update(hashlib.sha256(part.read_bytes()).digest())
+    return Corpus(name=path.name, id=digest.hexdigest(), paths=tuple(paths))
+
+
+def windows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, length: int) -> Iterator[list[int]]:
+    """The corpus as token windows of *length*, each starting with the document start, documents packed without
+    padding. Only the last window may be shorter."""
+    start = document_start_ids(tokenizer, True)
+    separator = document_separator(tokenizer)
+    body = length - len(start)
+    pending: list[int] = []
+    for document in corpus.documents():
+        ids = tokenizer(document, add_special_tokens=False, verbose=False).input_ids
+        pending += [*([separator] if pending else []), *ids]
+        while len(pending) >= body:
+            yield [*start, *pending[:body]]
+            pending = pending[body:]
+    if pending:
+        yield [*start, *pending]
+
+
+def _file_documents(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            if path.suffix == ".jsonl":
+                for line in lines:
+                    yield str(json.loads(line)["text"])
+                return
+            yield from _pieces(lines)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as problem:
+        raise StatisticsError(
+            f"The text file {path} cannot be read.",
+            expected='UTF-8 text, or JSON lines with a "text" field',
+            found=f"{type(problem).__name__}: {problem}",
+        ) from problem
+
+
+def _pieces(lines: Iterator[str]) -> Iterator[str]:
+    """Documents of a plain text file: a line "= Title =" starts one (WikiText's mark), and none grows endless."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        title = line.startswith("= ") and line.rstrip().endswith(" =")
+        if piece and (title or size > _DOCUMENT_CHARS):
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if "".join(piece).strip():
+        yield "".join(piece)
+
+
+def _hub_documents(spec: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset  # noqa: PLC0415 - an optional and heavy dependency
+    except ImportError as missing:
+        raise StatisticsError(
+            f"The corpus {spec!r} is a hub data set, which needs the datasets library.",
+            next_step="pip install datasets, or give --corpus a text file.",
+        ) from missing
+    name, *rest = spec.removeprefix(HUB_PREFIX).split(",")
+    config = rest[0] if rest else None
+    split = rest[1] if len(rest) > 1 else "train"
+    try:
+        for row in load_dataset(name, config, split=split, streaming=True):
+            yield str(row["text"])
+    except Exception as problem:  # the library raises its own kinds; none of them says what to do
+        raise StatisticsError(
+            f"The hub data set {name!r} cannot be read.",
+            found=f"{type(problem).__name__}: {problem}",
+            next_step="Check the name and the network, or give --corpus a text file.",
+        ) from problem
