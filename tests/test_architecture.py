@@ -15,8 +15,10 @@ import rompatch
 PACKAGE = Path(rompatch.__file__).parent
 
 RANKS = {
-    "": 0,  # rompatch/__init__.py: may import anything lazily, see test_the_package_itself
+    "": 0,  # rompatch/__init__.py may offer names of every rank lazily; it has a test of its own
     "errors": 0,
+    "versions": 1,
+    "folders": 1,
     "edits": 1,
     "patch": 1,
     "architectures": 1,
@@ -27,6 +29,8 @@ RANKS = {
     "models": 2,
     "default_model": 2,
     "fingerprints": 2,
+    "hub": 2,
+    "quiet": 2,
     "gguf_cache": 2,
     "compute": 3,
     "apply": 3,
@@ -43,11 +47,12 @@ RANKS = {
 
 NEIGHBOURS = {
     "patch": {"edits"},
-    "models": {"sites", "default_model", "fingerprints", "gguf_cache"},
+    "models": {"sites", "default_model", "fingerprints", "gguf_cache", "hub", "quiet"},
     "fingerprints": {"sites"},
-    "gguf_cache": {"fingerprints"},
+    "gguf_cache": {"default_model", "fingerprints", "quiet"},
+    "hub": {"default_model"},
 }
-"""The only imports within a rank: a patch holds an edit request, and loading a base is one job in four files."""
+"""The only imports within a rank: a patch holds an edit request, and loading a base is one job in several files."""
 
 HEAVY = ("torch", "transformers", "alembic")
 

@@ -1,0 +1,299 @@
+"""Load a base: a local folder, a GGUF file, an alias or a hub id, all through one door.
+
+Whatever it was, the base ends up as a live transformers model with its tokenizer, in evaluation mode, without
+gradients, read from a Hugging Face folder that nothing here writes to. Code from repositories is never executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rompatch import architectures, fingerprints, sites
+from rompatch.architectures import Architecture
+from rompatch.default_model import ALIASES, DEFAULT_MODEL, Progress, packaged_gguf
+from rompatch.errors import ModelError, UnknownModelError
+from rompatch.gguf_cache import cached_folder, dequantised_folder
+from rompatch.hub import hub_folder
+from rompatch.patch import BaseRef
+from rompatch.quiet import quiet_transformers
+from rompatch.sites import Site, dtype_name
+
+__all__ = ["ALIASES", "DEFAULT_MODEL", "DTYPES", "Base", "fingerprint_inputs", "load_base", "wrap"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""The dtypes a base may be loaded in."""
+
+FALLBACK_CONTEXT = 2048
+"""Tokens, for models whose configuration sets no limit (ALiBi: bloom, some falcon)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A base model, live.
+
+    Args:
+        source: how the user named it: alias, hub id, name of the folder or file.
+        model: the transformers model; the weights in it are the base's own.
+        tokenizer: its tokenizer.
+        folder: the checkpoint folder it was read from, or None if the caller loaded it (:func:`wrap`).
+        architecture: where the down-projection is.
+        notes: what was found out about this live model, for as long as it lives; never saved.
+    """
+
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path | None
+    architecture: Architecture
+    notes: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def model_type(self) -> str:
+        """``model_type`` of the configuration ("gpt2", "llama")."""
+        return str(self.model.config.model_type)
+
+    @property
+    def dtype(self) -> str:
+        """The weights' dtype as loaded ("float32", "float16", "bfloat16")."""
+        return dtype_name(self.model.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder layers there are."""
+        return sites.n_layers(self.model, self.architecture)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, d_out of every site."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        config = self.model.config.get_text_config()
+        lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+        return next((int(length) for length in lengths if isinstance(length, int) and length > 0), FALLBACK_CONTEXT)
+
+    @property
+    def preset_layer(self) -> int:
+        """The layer to edit when the user names none."""
+        return architectures.preset_layer(self.model_type, self.n_layers, self.hidden_size)
+
+    @cached_property
+    def config_hash(self) -> str:
+        """sha256 of the canonical configuration (:func:`rompatch.fingerprints.config_hash`)."""
+        return fingerprints.config_hash(self.model.config)
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """sha256 of what the tokenizer does (:func:`rompatch.fingerprints.tokenizer_hash`)."""
+        return fingerprints.tokenizer_hash(self.tokenizer)
+
+    def site(self, layer: int) -> Site:
+        """The site at *layer*.
+
+        Raises:
+            SiteError: there is no such layer.
+        """
+        return sites.site_at(self.model, self.architecture, layer)
+
+    def ref(self) -> BaseRef:
+        """The base by content, as a patch records it."""
+        return BaseRef(
+            source=self.source,
+            model_type=self.model_type,
+            config_hash=self.config_hash,
+            tokenizer_hash=self.tokenizer_hash,
+            dtype=self.dtype,
+        )
+
+
+def load_base(
+    spec: str,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    module: str | None = None,
+    on_progress: Progress | None = None,
+) -> Base:
+    """Load the base that *spec* names: an existing folder or GGUF file, else an alias, else a hub id.
+
+    Args:
+        spec: "smollm2-135m", "./my-model", "model.Q8_0.gguf", "gpt2-xl".
+        dtype: "float32", "float16" or "bfloat16"; None keeps the checkpoint's own.
+        device: where to put it ("cpu", "cuda", "mps").
+        module: pattern of the down-projection for unknown architectures ("model.layers.{}.mlp.down_proj").
+        on_progress: called with a sentence whenever something slow begins or ends.
+
+    Raises:
+        UnknownModelError: nothing answers to *spec*; says what was tried.
+        DownloadError: the default model did not arrive whole.
+        ModelError: the checkpoint is damaged, incomplete, quantised, or of no such dtype.
+        ArchitectureError: the down-projection cannot be found.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f"A base cannot be loaded as {dtype!r}.", expected=", ".join(DTYPES), found=dtype)
+    note = on_progress or (lambda text: None)
+    source, folder = _find(spec, note)
+    model, tokenizer = _load_folder(folder, dtype, note)
+    architecture = sites.find_architecture(model, module)
+    return Base(source, _place(model, device), tokenizer, folder, architecture)
+
+
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | None = None,
+    *,
+    module: str | None = None,
+) -> Base:
+    """A base around a model that the caller loaded; neither its mode nor its gradients are changed.
+
+    Args:
+        model: a causal language model with plain float weights.
+        tokenizer: its tokenizer.
+        source: what to call it; by default the name it was loaded by.
+        module: as for :func:`load_base`.
+
+    Raises:
+        ArchitectureError: the down-projection cannot be found.
+    """
+    name = source or str(getattr(model.config, "_name_or_path", "")) or str(model.config.model_type)
+    return Base(name, model, tokenizer, None, sites.find_architecture(model, module))
+
+
+def fingerprint_inputs(base: Base, layer: int) -> str:
+    """sha256 over every weight that the input of the site at *layer* depends on.
+
+    The weights alone: a cache key also needs :attr:`Base.config_hash` (activation, rotary base) and
+    :attr:`Base.tokenizer_hash`.
+    """
+    base.site(layer)  # raises for a layer that is not there
+    return fingerprints.fingerprint_parameters(fingerprints.input_parameters(base.model, base.architecture, layer))
+
+
+def _find(spec: str, note: Progress) -> tuple[str, Path]:
+    """What to call the base, and the folder to read it from."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path.resolve().name, path.resolve()
+    if path.is_file():
+        return path.name, dequantised_folder(_gguf_file(path), note)
+    if spec in ALIASES:
+        folder = cached_folder(ALIASES[spec].gguf_sha256)
+        return spec, folder if folder.is_dir() else dequantised_folder(packaged_gguf(spec, note), note)
+    close = difflib.get_close_matches(spec.lower(), ALIASES, n=1)
+    if re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", spec) and not spec.endswith(".gguf"):
+        downloaded, why = hub_folder(spec, note)
+        if downloaded is not None:
+            return spec, downloaded
+    else:
+        why = "not asked, a hub id looks like owner/name"
+    raise UnknownModelError(
+        f"There is no model {spec!r}.",
+        expected="a folder, a .gguf file, an alias or a hub id",
+        found=f"folder or file: none at {path.absolute()}; alias: none ({', '.join(ALIASES)}); hub: {why}",
+        next_step=f"Did you mean {close[0]!r}?" if close else "Check the spelling, or name a local folder.",
+        suggestion=close[0] if close else None,
+    )
+
+
+def _gguf_file(path: Path) -> Path:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        return path.resolve()
+    raise ModelError(
+        f"{path} is not a model file that rompatch can read.",
+        expected="a GGUF file, or a Hugging Face folder",
+        found=f"a file that begins with {magic!r}",
+        next_step="For a checkpoint, name the folder that its config.json is in.",
+    )
+
+
+def _load_folder(folder: Path, dtype: str | None, note: Progress) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"The folder {folder} holds no model.",
+            expected="a Hugging Face checkpoint with config.json",
+            found=", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "an empty folder",
+        )
+    note(f"loading {folder}")
+    with quiet_transformers():
+        model, info = _guarded(
+            AutoModelForCausalLM.from_pretrained,
+            folder,
+            what="model",
+            dtype=DTYPES[dtype] if dtype is not None else "auto",
+            output_loading_info=True,
+        )
+        tokenizer = _guarded(AutoTokenizer.from_pretrained, folder, what="tokenizer")
+    _check_whole(folder, model, info)
+    return model, tokenizer
+
+
+def _guarded(load: Any, folder: Path, *, what: str, **options: Any) -> Any:
+    """Call one of transformers' loaders; its many ways to fail become one error that names the folder."""
+    try:
+        return load(folder, local_files_only=True, trust_remote_code=False, **options)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        raise ModelError(
+            f"The {what} in {folder} cannot be loaded.",
+            expected="a complete causal language model with its tokenizer",
+            found=" ".join(str(error).split())[:300] or type(error).__name__,
+            next_step="Fetch or save the checkpoint again; nothing was changed in it.",
+        ) from error
+
+
+def _check_whole(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    missing = sorted(str(name) for name in info.get("missing_keys", ()))
+    if missing:  # transformers only warns and puts random numbers there
+        raise ModelError(
+            f"The checkpoint {folder} lacks weights that its configuration asks for.",
+            found=f"{len(missing)} missing, {', '.join(missing[:3])} among them",
+            next_step="Fetch or save it again.",
+        )
+    if dtype_name(model.dtype) not in DTYPES or getattr(model, "quantization_method", None) is not None:
+        raise ModelError(
+            f"The checkpoint {folder} is quantised; a patch is computed on plain weights.",
+            expected=", ".join(DTYPES),
+            found=dtype_name(model.dtype),
+            next_step="Use the unquantised checkpoint, or --dtype float32 if it holds plain numbers.",
+        )
+
+
+def _place(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    try:
+        placed: PreTrainedModel = model.to(torch.device(device))  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The model cannot be put on the device {device!r}.",
+            found=str(error).split("\n", 1)[0][:200],
+            next_step="Leave --device out to use the processor.",
+        ) from error
+    placed.train(False)
+    placed.requires_grad_(False)
+    return placed
