@@ -18,8 +18,10 @@ from pathlib import Path
 
 try:
     import fcntl
+
+    HAVE_LOCKS = True
 except ImportError:  # Windows: siblings left by a killed process stay until the user removes them
-    fcntl = None  # type: ignore[assignment]
+    HAVE_LOCKS = False
 
 YOUNG = 60.0
 """Seconds in which an unlocked sibling may still be one whose owner is about to lock it."""
@@ -78,7 +80,7 @@ def sync_folder(folder: Path) -> None:
 
 def _lock(folder: Path) -> int | None:
     """An open descriptor that holds the lock on *folder*; None if another process holds it, or there are no locks."""
-    if fcntl is None:
+    if not HAVE_LOCKS:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
