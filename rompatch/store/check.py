@@ -1,0 +1,114 @@
+"""``rompatch fsck``: do ledger and patch files agree, and is each of them whole?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rompatch.errors import PatchFileError, StoreError
+from rompatch.patch import SHORT_ID, canonical_json
+from rompatch.store.blobs import Blobs
+from rompatch.store.ledger import Ledger
+from rompatch.store.records import PatchRecord
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with a store.
+
+    ``kind``: "database" (SQLite's own checks), "row" (a damaged ledger row), "missing" (no file), "damaged" (file not
+    what its name says), "header" (file and ledger differ), "member" (a removed patch in a current revision), "orphan"
+    (a whole file without a row), "removed" (the file of a removed patch), "temporary", "stranger". ``repairable``:
+    :func:`repair` can mend it without losing anything.
+    """
+
+    kind: str
+    message: str
+    patch_id: str | None = None
+    path: Path | None = None
+    repairable: bool = False
+
+
+def fsck(ledger: Ledger, blobs: Blobs) -> list[Finding]:
+    """Everything wrong with the store, worst first. Reads only; every patch file is read whole."""
+    database = [Finding("database", f"The database reports: {text}.") for text in ledger.integrity_problems()]
+    try:
+        records = {record.id: record for record in ledger.patches()}
+        removed = ledger.tombstones()
+    except StoreError as error:
+        return [*database, Finding("row", str(error))]
+    present = set(blobs.ids())
+    return [
+        *database,
+        *_members(ledger, records),
+        *_missing(blobs, records.values(), present),
+        *_contents(blobs, records, present - removed),
+        *_leftovers(blobs, present & removed),
+    ]
+
+
+def repair(ledger: Ledger, blobs: Blobs, findings: Iterable[Finding]) -> list[Finding]:
+    """Mend what can be mended without loss and return what was. Writes.
+
+    Temporary files and files of removed patches are deleted; whole files without a row get one again.
+    """
+    mended = []
+    for finding in findings:
+        if not finding.repairable:
+            continue
+        if finding.kind == "orphan" and finding.patch_id is not None:
+            patch = blobs.get(finding.patch_id)
+            size = blobs.path(patch.id).stat().st_size
+            ledger.add_patch(patch.header, patch_id=patch.id, file_size=size, message="re-registered by fsck")
+        elif finding.kind == "removed" and finding.patch_id is not None:
+            blobs.remove(finding.patch_id)
+        elif finding.path is not None:
+            finding.path.unlink(missing_ok=True)
+        mended.append(finding)
+    return mended
+
+
+def _members(ledger: Ledger, records: dict[str, PatchRecord]) -> Iterator[Finding]:
+    for stack in ledger.stacks():
+        for patch in ledger.members(stack):
+            if patch.id not in records:
+                text = f"Stack {stack.name!r} has the member {patch.label}, which was removed."
+                yield Finding("member", text, patch.id)
+
+
+def _missing(blobs: Blobs, records: Iterable[PatchRecord], present: set[str]) -> Iterator[Finding]:
+    for record in records:
+        if record.id not in present:
+            text = f"The file of patch {record.label} is missing: restore it from a backup, or remove the patch."
+            yield Finding("missing", text, record.id, blobs.path(record.id))
+
+
+def _contents(blobs: Blobs, records: dict[str, PatchRecord], ids: Iterable[str]) -> Iterator[Finding]:
+    for patch_id in sorted(ids):
+        path, record = blobs.path(patch_id), records.get(patch_id)
+        try:
+            patch = blobs.get(patch_id)
+        except (PatchFileError, StoreError) as error:
+            yield Finding("damaged", str(error), patch_id, path)
+            continue
+        if record is None:
+            text = f"The ledger does not know the patch file {patch_id[:SHORT_ID]} ({patch.header.request.subject})."
+            yield Finding("orphan", text, patch_id, path, repairable=True)
+        elif canonical_json(record.header.to_json()) != canonical_json(patch.header.to_json()):
+            text = f"The ledger's header of patch {record.short_id} differs from its file's, which its id proves right."
+            yield Finding("header", text, patch_id, path)
+        elif record.file_size != path.stat().st_size:
+            text = f"The ledger says that the file of patch {record.short_id} has {record.file_size} bytes."
+            yield Finding("header", text, patch_id, path)
+
+
+def _leftovers(blobs: Blobs, removed: Iterable[str]) -> Iterator[Finding]:
+    for patch_id in sorted(removed):
+        text = f"Patch {patch_id[:SHORT_ID]} was removed, but its file is still there."
+        yield Finding("removed", text, patch_id, blobs.path(patch_id), repairable=True)
+    for path in blobs.temporaries():
+        text = f"{path.name} is a temporary file that an interrupted write left behind."
+        yield Finding("temporary", text, path=path, repairable=True)
+    for path in blobs.strangers():
+        yield Finding("stranger", f"{path.name} is no patch file; rompatch does not touch it.", path=path)

@@ -1,0 +1,98 @@
+"""The ledger: the only door to the database. Verbs on domain nouns; frozen records come out.
+
+with Ledger.open(store / "ledger.db") as ledger, ledger.transaction():
+    record = ledger.add_patch(patch.header, patch_id=patch.id, file_size=path.stat().st_size)
+    ledger.push("main", [record.id], message="try Rome")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from sqlalchemy import inspect
+
+from rompatch.errors import StoreError
+from rompatch.store.engine import Session, ledger_url, make_engine, translated
+from rompatch.store.history import HistoryVerbs
+from rompatch.store.migrate import ensure_current
+from rompatch.store.runs import VerificationVerbs
+from rompatch.store.stacks import StackVerbs
+
+__all__ = ["Ledger"]
+
+
+class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
+    """One open ledger, for one thread at a time; other processes may use the same file meanwhile.
+
+    A verb that writes is atomic. Several become atomic together inside :meth:`transaction`.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @classmethod
+    def open(cls, target: Path | str, create: bool = False) -> Ledger:
+        """Open the ledger at *target*: a database file, a store's folder, or an SQLAlchemy URL.
+
+        Writes only if the ledger is new (*create*) or of an older schema, which is upgraded.
+
+        Raises:
+            StoreError: there is none (and *create* is false), or it cannot be opened.
+            SchemaError: it is newer than this rompatch, or another program's database.
+        """
+        url = ledger_url(target)
+        where = url.render_as_string(hide_password=True)
+        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+            where = str(url.database)
+            if not create and not Path(where).is_file():
+                raise StoreError(
+                    f"There is no ledger at {where}.",
+                    next_step="`rompatch create` makes one, or name another store with --store.",
+                    path=where,
+                )
+        session = Session(make_engine(url), where)
+        try:
+            ensure_current(session)
+        except BaseException:
+            session.close()
+            raise
+        return cls(session)
+
+    @property
+    def where(self) -> str:
+        """The database's path or URL (without password)."""
+        return self.session.where
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.session.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Ledger]:
+        """Everything inside happens, or nothing of it. Other writers wait meanwhile; keep it short."""
+        with self.session.writing():
+            yield self
+
+    def integrity_problems(self) -> tuple[str, ...]:
+        """What the database itself finds wrong with its pages and references. Reads only; SQLite."""
+        with translated(self.where), self.session.reading() as connection:
+            if connection.dialect.name != "sqlite":
+                return ()
+            pages = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]
+            rows = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+            tables = set(inspect(connection).get_table_names())
+        return (
+            *pages,
+            *(f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}" for row in rows if row[0] in tables),
+        )

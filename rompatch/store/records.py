@@ -1,0 +1,175 @@
+"""What the ledger hands out: frozen records. Rows and connections stay inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from rompatch.edits import EditRequest
+from rompatch.errors import RompatchError, StoreError
+from rompatch.patch import SHORT_ID, BaseRef, PatchHeader
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """A base the ledger knows. ``id`` is 64 hex digits over what identifies it (its source's name does not)."""
+
+    id: str
+    ref: BaseRef
+    settings: Mapping[str, Any]
+    first_seen: str
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """A patch the ledger knows.
+
+    ``measurements`` holds what was measured while it was computed: probabilities before and after, losses, norms,
+    seconds a phase. ``removed_at`` is set on tombstones: the file is gone, the row stays for the history.
+    """
+
+    id: str
+    base_id: str
+    header: PatchHeader
+    file_size: int
+    created_at: str
+    author: str | None
+    message: str | None
+    measurements: Mapping[str, Any]
+    removed_at: str | None = None
+
+    @property
+    def short_id(self) -> str:
+        """The first twelve hex digits of the id."""
+        return self.id[:SHORT_ID]
+
+    @property
+    def request(self) -> EditRequest:
+        """The edit request it answers."""
+        return self.header.request
+
+    @property
+    def subject(self) -> str:
+        """The subject s of its edit request."""
+        return self.header.request.subject
+
+    @property
+    def label(self) -> str:
+        """How messages name it: ``a1b2c3d4e5f6 (Eiffel Tower -> Rome)``."""
+        return f"{self.short_id} ({self.subject} -> {self.request.target_new})"
+
+
+@dataclass(frozen=True)
+class StackRecord:
+    """A named stack on one base; ``revision`` is its current revision's number, 0 while it was never changed."""
+
+    name: str
+    base_id: str
+    revision: int
+
+
+@dataclass(frozen=True)
+class RevisionRecord:
+    """One numbered revision of a stack. ``members``: active after it; ``added``, ``removed``: what changed."""
+
+    stack: str
+    number: int
+    parent: int | None
+    created_at: str
+    author: str | None
+    action: str
+    message: str | None
+    reason: str | None
+    members: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """One number of a verification: ``phase`` "pre" or "post", over ``n`` prompts; ``value`` None where undefined."""
+
+    phase: str
+    metric: str
+    value: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class VerificationRecord:
+    """One run of a suite, of one patch, or of a stack's revision, or of both."""
+
+    id: int
+    patch_id: str | None
+    stack: str | None
+    revision: int | None
+    suite: str
+    suite_source: str
+    created_at: str
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    prompts: Any
+    scores: tuple[ScoreRecord, ...]
+
+    def score(self, metric: str, phase: str = "post") -> float | None:
+        """The value of *metric*, None where it was not measured or is undefined."""
+        return next((score.value for score in self.scores if (score.phase, score.metric) == (phase, metric)), None)
+
+
+@dataclass(frozen=True)
+class HistoryEvent:
+    """One line of the log.
+
+    ``kind``: "create", "remove" (a patch), "stack" (a stack came to be), "apply", "revert", "clear", "restore" (a
+    revision), "verify". ``patch_ids`` and ``subjects`` run in parallel.
+    """
+
+    at: str
+    kind: str
+    patch_ids: tuple[str, ...]
+    subjects: tuple[str, ...]
+    stack: str | None = None
+    revision: int | None = None
+    verification: int | None = None
+    suite: str | None = None
+    author: str | None = None
+    message: str | None = None
+
+
+def base_from(row: RowMapping) -> BaseRecord:
+    """A row of ``bases`` as a record."""
+    names = ("source", "model_type", "config_hash", "tokenizer_hash", "dtype")
+    ref = BaseRef(**{name: row[name] for name in names})
+    return BaseRecord(row["id"], ref, json.loads(row["settings"]), row["first_seen"])
+
+
+def patch_from(row: RowMapping) -> PatchRecord:
+    """A row of ``patches`` as a record.
+
+    Raises:
+        StoreError: its header is damaged.
+    """
+    try:
+        header = PatchHeader.from_json(json.loads(row["header"]))
+        measurements = json.loads(row["measurements"])
+    except (KeyError, TypeError, ValueError, AttributeError, RompatchError) as error:
+        raise StoreError(
+            f"The ledger's row of patch {str(row['id'])[:SHORT_ID]} is damaged: {error}.",
+            next_step="Run `rompatch fsck`; the patch file itself may still be whole.",
+        ) from error
+    names = ("id", "base_id", "file_size", "created_at", "author", "message", "removed_at")
+    return PatchRecord(header=header, measurements=measurements, **{name: row[name] for name in names})
+
+
+def verification_from(row: RowMapping, scores: Iterable[RowMapping]) -> VerificationRecord:
+    """A row of ``verifications`` joined with its stack, and its rows of ``scores``, as a record."""
+    names = ("id", "patch_id", "stack", "revision", "suite", "suite_source", "created_at")
+    return VerificationRecord(
+        **{name: row[name] for name in names},
+        **{name: json.loads(row[name]) for name in ("settings", "environment", "prompts")},
+        scores=tuple(ScoreRecord(score["phase"], score["metric"], score["value"], score["n"]) for score in scores),
+    )

@@ -1,0 +1,150 @@
+"""The ledger's tables, as SQLAlchemy Core sees them. ``migrations/`` creates them; a test holds the two equal.
+
+Core and not the ORM: importing it is a third quicker, and every command pays for the import. JSON is kept as text in
+canonical spelling, times as UTC ISO 8601 with microseconds (one width, so that they sort as text).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import CheckConstraint, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import UniqueConstraint as Unique
+
+HEAD = "0001"
+"""The newest revision in ``migrations/versions``. Comparing it needs no Alembic, so opening a store stays quick."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+bases = Table(
+    "bases",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("model_type", Text, nullable=False),
+    Column("config_hash", Text, nullable=False),
+    Column("tokenizer_hash", Text, nullable=False),
+    Column("dtype", Text, nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("first_seen", String(32), nullable=False),
+    CheckConstraint("length(id) = 64", name="id"),
+)
+
+patches = Table(
+    "patches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("base_id", String(64), ForeignKey("bases.id"), nullable=False),
+    Column("method", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("subject_key", Text, nullable=False),
+    Column("template", Text, nullable=False),
+    Column("relation", Text),
+    Column("target_new", Text, nullable=False),
+    Column("target_true", Text),
+    Column("header", Text, nullable=False),
+    Column("file_size", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("author", Text),
+    Column("message", Text),
+    Column("measurements", Text, nullable=False),
+    Column("removed_at", String(32)),
+    CheckConstraint("length(id) = 64", name="id"),
+    CheckConstraint("file_size > 0", name="file_size"),
+    Index(None, "base_id"),
+    Index(None, "subject_key"),
+    Index(None, "created_at"),
+)
+"""``removed_at`` marks a tombstone: the file is gone, the row keeps the identity that history refers to."""
+
+sites = Table(
+    "sites",
+    metadata,
+    Column("patch_id", String(64), ForeignKey("patches.id", ondelete="CASCADE"), primary_key=True),
+    Column("n", Integer, primary_key=True, autoincrement=False),
+    Column("layer", Integer, nullable=False),
+    Column("parameter", Text, nullable=False),
+    Column("shape", Text, nullable=False),
+    Column("tensor_sha256", String(64), nullable=False),
+    CheckConstraint("n >= 0 AND layer >= 0", name="numbers"),
+    Index(None, "parameter"),
+)
+
+stacks = Table(
+    "stacks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("base_id", String(64), ForeignKey("bases.id"), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Unique("name"),
+    CheckConstraint("revision >= 0", name="revision"),
+    CheckConstraint("length(name) > 0", name="name"),
+)
+
+stack_revisions = Table(
+    "stack_revisions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("stack_id", Integer, ForeignKey("stacks.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("parent", Integer),
+    Column("created_at", String(32), nullable=False),
+    Column("author", Text),
+    Column("action", String(16), nullable=False),
+    Column("message", Text),
+    Column("reason", Text),
+    Unique("stack_id", "number"),
+    CheckConstraint("action IN ('create', 'apply', 'revert', 'clear', 'restore')", name="action"),
+    CheckConstraint("(number = 0 AND parent IS NULL) OR (number > 0 AND parent < number)", name="parent"),
+    Index(None, "created_at"),
+)
+
+stack_members = Table(
+    "stack_members",
+    metadata,
+    Column("revision_id", Integer, ForeignKey("stack_revisions.id", ondelete="CASCADE"), primary_key=True),
+    Column("patch_id", String(64), ForeignKey("patches.id"), primary_key=True),
+    Index(None, "patch_id"),
+)
+
+verifications = Table(
+    "verifications",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("patch_id", String(64), ForeignKey("patches.id")),
+    Column("revision_id", Integer, ForeignKey("stack_revisions.id")),
+    Column("suite", Text, nullable=False),
+    Column("suite_source", Text, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("prompts", Text, nullable=False),
+    Index(None, "patch_id"),
+    Index(None, "created_at"),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("verification_id", Integer, ForeignKey("verifications.id", ondelete="CASCADE"), primary_key=True),
+    Column("phase", String(8), primary_key=True),
+    Column("metric", String(64), primary_key=True),
+    Column("value", Float),
+    Column("n", Integer, nullable=False),
+    CheckConstraint("phase IN ('pre', 'post')", name="phase"),
+    CheckConstraint("n >= 0", name="n"),
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("key", String(200), primary_key=True),
+    Column("value", Text, nullable=False),
+)
