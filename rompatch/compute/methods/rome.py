@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rompatch.compute import rome as equations
 from rompatch.compute.gather import GatheredKeys, encode_contexts, gather_keys
@@ -24,6 +26,9 @@ from rompatch.tokens import pad_id
 from rompatch.versions import library_versions
 
 KEY_MODES = ("mixed", "mean")
+_CHECKS: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
+"""Models and their sites whose replay was compared with the plain forward pass, and whether the two agreed."""
+
 REPLAY_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
 """Largest difference in logits, in standard deviations, at which a replay counts as the model's own forward. A wrong
 mask or position is off by several; rounding in half precision is not."""
@@ -111,8 +116,8 @@ def make_replayer(base: Base, site: Site, targets: ValueRows) -> tuple[Replayer,
     """A replay of *targets*, checked against the plain forward pass once per base and site; the plain loop (and
     False) where the two disagree or the architecture cannot be replayed."""
     plain = FullForward(base.model, site, targets.rows, n_logits=targets.n_logits, pad_id=pad_id(base.tokenizer))
-    checked = base.notes.get(("replay", site.module_name))
-    if checked is False:
+    checks = _CHECKS.setdefault(base.model, {})
+    if checks.get(site.module_name) is False:
         return plain, False
     try:
         replay = Replay(
@@ -123,12 +128,12 @@ def make_replayer(base: Base, site: Site, targets: ValueRows) -> tuple[Replayer,
             n_logits=targets.n_logits,
             pad_id=pad_id(base.tokenizer),
         )
-        if checked is None:
-            base.notes["replay", site.module_name] = agree(replay, plain, site)
+        if site.module_name not in checks:
+            checks[site.module_name] = agree(replay, plain, site)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         # Whatever a foreign forward pass does not like about being replayed: the plain loop needs none of it.
-        base.notes["replay", site.module_name] = False
-    return (replay, True) if base.notes["replay", site.module_name] else (plain, False)
+        checks[site.module_name] = False
+    return (replay, True) if checks[site.module_name] else (plain, False)
 
 
 def agree(left: Replayer, right: Replayer, site: Site) -> bool:
