@@ -16,6 +16,7 @@ from rompatch.verify.atlas.table import (
     Relation,
     bare_subject,
     fill_template,
+    same_object,
     template_has_article,
 )
 from rompatch.verify.records import check_record, read_json, record_name, request_of
@@ -48,7 +49,7 @@ def true_object_of(request: EditRequest) -> str | None:
         return request.target_true
     relation = relation_of(request)
     known = known_object(relation, request.subject) if relation else None
-    return None if known is None or same_text(known, request.target_new) else known
+    return None if known is None or same_object(known, request.target_new) else known
 
 
 def suite_for(
@@ -76,7 +77,7 @@ def suite_for(
     if true is not None:
         having = [fact for fact in relation.facts if _is_about(fact, request, request.target_new)]
         prompts += _asked(request, relation, "attribute", [(fact, true) for fact in having[:limit_attributes]])
-        if not any(same_text(fact.object, true) for fact in neighbours):
+        if not any(same_object(fact.object, true) for fact in neighbours):
             untested.append(
                 f"the atlas has no other subject whose {relation.title} is {true!r}: "
                 "the neighbourhood has subjects with other objects only"
@@ -147,9 +148,9 @@ def _neighbours(request: EditRequest, relation: Relation, true: str | None) -> l
         fact
         for fact in relation.facts
         if bare_subject(fact.subject) != bare_subject(request.subject)
-        and not same_text(fact.object, request.target_new)
+        and not same_object(fact.object, request.target_new)
     ]
-    same = [fact for fact in others if true is not None and same_text(fact.object, true)]
+    same = [fact for fact in others if true is not None and same_object(fact.object, true)]
     by_object: dict[str, list[Fact]] = {}
     for fact in others:
         if fact not in same:
@@ -159,7 +160,7 @@ def _neighbours(request: EditRequest, relation: Relation, true: str | None) -> l
 
 
 def _is_about(fact: Fact, request: EditRequest, wanted: str) -> bool:
-    return same_text(fact.object, wanted) and bare_subject(fact.subject) != bare_subject(request.subject)
+    return same_object(fact.object, wanted) and bare_subject(fact.subject) != bare_subject(request.subject)
 
 
 def _asked(request: EditRequest, relation: Relation, kind: Kind, facts: Sequence[tuple[Fact, str]]) -> Iterator[Prompt]:

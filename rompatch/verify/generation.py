@@ -43,7 +43,7 @@ def generate(
         SuiteError: a prompt has no tokens, or does not fit into the model together with what is to come.
     """
     _check_settings(max_new_tokens, temperature, top_k, top_p)
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=sample,
         num_beams=1,
@@ -98,11 +98,11 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
 
 @contextmanager
 def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Set the checkpoint's own settings aside inside: transformers fills unset settings from the checkpoint's own (temperature, repetition penalty, ...): set those
-    aside inside.
+    """Set the checkpoint's own settings aside inside: transformers would fill what is unset here from them
+    (temperature, repetition penalty, ...).
     """
     own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:

@@ -14,6 +14,15 @@ relation's other templates, neighbours are its other subjects. One JSON file a r
 from __future__ import annotations
 
 from rompatch.verify.atlas.matching import known_object, match_relation
-from rompatch.verify.atlas.table import Fact, Relation, bare_subject, fill_template, load_atlas
+from rompatch.verify.atlas.table import Fact, Relation, bare_subject, fill_template, load_atlas, same_object
 
-__all__ = ["Fact", "Relation", "bare_subject", "fill_template", "known_object", "load_atlas", "match_relation"]
+__all__ = [
+    "Fact",
+    "Relation",
+    "bare_subject",
+    "fill_template",
+    "known_object",
+    "load_atlas",
+    "match_relation",
+    "same_object",
+]

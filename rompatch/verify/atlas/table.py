@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -85,6 +86,17 @@ def bare_subject(subject: str) -> str:
     """The key under which subjects are compared: no leading article, one space between words, case-folded."""
     words = " ".join(subject.split()).casefold()
     return words[len(ARTICLE) :] if words.startswith(ARTICLE) else words
+
+
+def same_object(left: str, right: str) -> bool:
+    """Whether two objects are the same thing, as far as spelling shows: one begins or ends with the words of the other.
+
+    "Mozart" and "Wolfgang Amadeus Mozart", "Rome" and "Rome, Italy". Meant for keeping prompts out: too wide
+    ("Korea", "South Korea") does no harm there, too narrow would score an edit on prompts whose answer it is.
+    """
+    first, second = (re.findall(r"\w+", text.casefold()) for text in (left, right))
+    short, long = sorted((first, second), key=len)
+    return bool(short) and (long[: len(short)] == short or long[-len(short) :] == short)
 
 
 def fill_template(template: str, subject: str, article: bool = False) -> str:
