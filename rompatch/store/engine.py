@@ -96,6 +96,22 @@ def translated(where: str) -> Iterator[None]:
             if pattern in text.lower():
                 raise StoreError(f"The ledger {where}: {meaning} ({text}).", next_step=next_step) from error
         raise StoreError(f"The ledger {where} failed: {text}.", next_step="Run `rompatch fsck`.") from error
+    except UnicodeDecodeError as error:
+        if not _from_the_database(error):
+            raise
+        raise StoreError(
+            f"The ledger {where}: the database is damaged (text that is not UTF-8).",
+            next_step="Restore it from a backup.",
+        ) from error
+
+
+def _from_the_database(error: BaseException) -> bool:
+    """Whether *error* was raised by the driver (which quotes damaged schemas) and not by a caller's own code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return module.startswith(("sqlalchemy.", __name__))
 
 
 def insert_row(connection: Connection, table: Table, row: Mapping[str, Any]) -> int:

@@ -98,7 +98,7 @@ def _event(row: Any, changed: Ids, subjects: dict[str, str]) -> HistoryEvent:
         at=row["at"],
         kind="stack" if is_revision and row["kind"] == "create" else row["kind"],
         patch_ids=ids,
-        subjects=tuple(subjects[patch_id] for patch_id in ids),
+        subjects=tuple(subjects.get(patch_id, "?") for patch_id in ids),
         stack=row["stack"],
         revision=row["number"] if is_revision else None,
         verification=row["number"] if row["kind"] == "verify" else None,

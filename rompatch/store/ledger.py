@@ -14,10 +14,12 @@ from types import TracebackType
 
 from sqlalchemy import inspect
 
-from rompatch.errors import StoreError
+from rompatch.errors import ConflictError, StoreError
 from rompatch.store.engine import Session, ledger_url, make_engine, translated
 from rompatch.store.history import HistoryVerbs
+from rompatch.store.lookup import ambiguous, matches, not_found
 from rompatch.store.migrate import ensure_current
+from rompatch.store.records import PatchRecord
 from rompatch.store.runs import VerificationVerbs
 from rompatch.store.stacks import StackVerbs
 
@@ -83,6 +85,34 @@ class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
         """Everything inside happens, or nothing of it. Other writers wait meanwhile; keep it short."""
         with self.session.writing():
             yield self
+
+    def resolve(self, name: str, *, active_only: bool = False) -> PatchRecord:
+        """The one patch that *name* means: an id, a prefix of one (4 hex digits or more), or a subject. Reads only.
+
+        With *active_only* only patches of the active stack are meant.
+
+        Raises:
+            PatchNotFoundError: none; similar names are suggested.
+            AmbiguousIdError: several; they are listed.
+            ConflictError: with *active_only*, *name* means patches, but none that is active.
+        """
+        with self.session.reading() as connection:
+            found = matches(connection, name)
+            if not found:
+                raise not_found(connection, name)
+            if active_only:
+                stack = self.active_stack()
+                active = set() if stack is None else {patch.id for patch in self.members(stack)}
+                inactive, found = found, [patch for patch in found if patch.id in active]
+                if not found:
+                    raise ConflictError(
+                        f"{name!r} means patch {inactive[0].label}, which is not active.",
+                        next_step=f"`rompatch apply {inactive[0].short_id}` would put it onto the stack.",
+                        patch_id=inactive[0].id,
+                    )
+        if len(found) > 1:
+            raise ambiguous(name, found)
+        return found[0]
 
     def integrity_problems(self) -> tuple[str, ...]:
         """What the database itself finds wrong with its pages and references. Reads only; SQLite."""

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, or_, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 
 from rompatch.edits import same_text
-from rompatch.errors import AmbiguousIdError, ConflictError, PatchNotFoundError, StoreError
+from rompatch.errors import ConflictError, PatchNotFoundError, StoreError
 from rompatch.patch import SHORT_ID, BaseRef, PatchHeader, canonical_json
 from rompatch.store import schema
 from rompatch.store.engine import Session
+from rompatch.store.lookup import not_found, subject_key
 from rompatch.store.records import BaseRecord, PatchRecord, base_from, patch_from
-
-MIN_PREFIX = 4
-"""The fewest hex digits that may stand for an id."""
-
-_HEX = re.compile(r"[0-9a-f]{4,64}")
 
 
 def now() -> str:
@@ -33,11 +27,6 @@ def base_id(base: BaseRef) -> str:
     """64 hex digits over what identifies a base by content; its source's name is for people and stays out."""
     content = {name: value for name, value in vars(base).items() if name != "source"}
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
-
-
-def subject_key(subject: str) -> str:
-    """The spelling under which subjects are found: case and white space do not count."""
-    return " ".join(subject.split()).casefold()
 
 
 class PatchVerbs:
@@ -110,10 +99,11 @@ class PatchVerbs:
         Raises:
             PatchNotFoundError: unknown, or removed (the message says when).
         """
+        table = schema.patches
         with self.session.reading() as connection:
-            row = connection.execute(select(schema.patches).where(schema.patches.c.id == patch_id)).mappings().first()
-        if row is None:
-            raise self._not_found(patch_id)
+            row = connection.execute(select(table).where(table.c.id == patch_id)).mappings().first()
+            if row is None:
+                raise not_found(connection, patch_id)
         if row["removed_at"] is not None:
             raise PatchNotFoundError(
                 f"Patch {patch_id[:SHORT_ID]} was removed on {row['removed_at'][:10]}.",
@@ -141,39 +131,6 @@ class PatchVerbs:
         """Patches of the same base, subject and template (case and white space aside), newest first. Reads only."""
         found = self.patches(subject, base_id=base_id)
         return tuple(patch for patch in found if same_text(patch.request.template, template))
-
-    def resolve(self, name: str, *, active_only: bool = False) -> PatchRecord:
-        """The one patch that *name* means: an id, a prefix of one (4 hex digits or more), or a subject. Reads only.
-
-        With *active_only* only patches of the active stack are meant.
-
-        Raises:
-            PatchNotFoundError: none; similar names are suggested.
-            AmbiguousIdError: several; they are listed.
-            ConflictError: with *active_only*, *name* means patches, but none that is active.
-        """
-        with self.session.reading():
-            found = self._matches(name)
-            if not found:
-                raise self._not_found(name)
-            if active_only:
-                active = self._active_ids()
-                inactive, found = found, [patch for patch in found if patch.id in active]
-                if not found:
-                    raise ConflictError(
-                        f"{name!r} means patch {inactive[0].label}, which is not active.",
-                        next_step=f"`rompatch apply {inactive[0].short_id}` would put it onto the stack.",
-                        patch_id=inactive[0].id,
-                    )
-        if len(found) > 1:
-            raise AmbiguousIdError(
-                f"{name!r} means {len(found)} patches.",
-                expected="one",
-                found="; ".join(patch.label for patch in found[:8]) + ("; ..." if len(found) > 8 else ""),
-                next_step="Name one by more digits of its id.",
-                candidates=tuple(patch.id for patch in found),
-            )
-        return found[0]
 
     def remove_patch(self, patch_id: str) -> PatchRecord:
         """Forget a patch. Writes. Its row becomes a tombstone, because older revisions and verifications name it.
@@ -211,40 +168,6 @@ class PatchVerbs:
             return frozenset(
                 connection.scalars(select(schema.patches.c.id).where(schema.patches.c.removed_at.is_not(None)))
             )
-
-    def _active_ids(self) -> frozenset[str]:
-        raise NotImplementedError
-
-    def _matches(self, name: str) -> list[PatchRecord]:
-        table = schema.patches
-        means = [table.c.subject_key == subject_key(name)]
-        digits = name.strip().lower()
-        if _HEX.fullmatch(digits):  # a range, not LIKE: SQLite's LIKE does not use the index. "g" follows "f".
-            means.append((table.c.id >= digits) & (table.c.id < digits + "g"))
-        query = select(table).where(or_(*means), table.c.removed_at.is_(None)).order_by(table.c.created_at, table.c.id)
-        with self.session.reading() as connection:
-            return [patch_from(row) for row in connection.execute(query).mappings()]
-
-    def _not_found(self, name: str) -> PatchNotFoundError:
-        table = schema.patches
-        with self.session.reading() as connection:
-            query = select(table.c.id, table.c.subject).where(table.c.removed_at.is_(None))
-            rows = connection.execute(query.order_by(table.c.created_at.desc())).all()  # the oldest spelling wins
-        if not rows:
-            return PatchNotFoundError(
-                f"There is no patch {name!r}: the store has none yet.",
-                next_step='Make one: `rompatch create "Eiffel Tower" "located in" Rome`.',
-            )
-        keys: dict[str, str] = {row.id[: max(MIN_PREFIX, len(name))]: row.id[:SHORT_ID] for row in rows}
-        keys |= {subject_key(row.subject): row.subject for row in rows}
-        close = [keys[key] for key in difflib.get_close_matches(subject_key(name), keys, n=3)]
-        short = re.fullmatch(r"[0-9a-f]{1,3}", name.strip().lower()) is not None
-        return PatchNotFoundError(
-            f"There is no patch {name!r}.",
-            expected=f"an id, at least {MIN_PREFIX} digits of one, or a subject" if short or not close else None,
-            next_step=f"Did you mean {' or '.join(map(repr, close))}?" if close else "`rompatch list` shows them all.",
-            suggestions=tuple(close),
-        )
 
 
 def _site_rows(header: PatchHeader, patch_id: str) -> Sequence[dict[str, Any]]:

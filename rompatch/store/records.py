@@ -140,11 +140,25 @@ class HistoryEvent:
     message: str | None = None
 
 
+def decoded(text: Any, what: str) -> Any:
+    """The JSON value in a column.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(
+            f"The ledger is damaged: the {what} cannot be read ({error}).", next_step="Restore it from a backup."
+        ) from error
+
+
 def base_from(row: RowMapping) -> BaseRecord:
     """A row of ``bases`` as a record."""
     names = ("source", "model_type", "config_hash", "tokenizer_hash", "dtype")
     ref = BaseRef(**{name: row[name] for name in names})
-    return BaseRecord(row["id"], ref, json.loads(row["settings"]), row["first_seen"])
+    return BaseRecord(row["id"], ref, decoded(row["settings"], "settings of a base"), row["first_seen"])
 
 
 def patch_from(row: RowMapping) -> PatchRecord:
@@ -170,6 +184,9 @@ def verification_from(row: RowMapping, scores: Iterable[RowMapping]) -> Verifica
     names = ("id", "patch_id", "stack", "revision", "suite", "suite_source", "created_at")
     return VerificationRecord(
         **{name: row[name] for name in names},
-        **{name: json.loads(row[name]) for name in ("settings", "environment", "prompts")},
+        **{
+            name: decoded(row[name], f"{name} of verification {row['id']}")
+            for name in ("settings", "environment", "prompts")
+        },
         scores=tuple(ScoreRecord(score["phase"], score["metric"], score["value"], score["n"]) for score in scores),
     )

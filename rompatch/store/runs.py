@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from rompatch.patch import SHORT_ID, canonical_json
 from rompatch.store import schema
 from rompatch.store.engine import Session, insert_row
 from rompatch.store.patches import now
-from rompatch.store.records import ScoreRecord, VerificationRecord, verification_from
+from rompatch.store.records import ScoreRecord, VerificationRecord, decoded, verification_from
 
 
 class SettingVerbs:
@@ -26,7 +25,7 @@ class SettingVerbs:
         table = schema.settings
         with self.session.reading() as connection:
             text = connection.scalar(select(table.c.value).where(table.c.key == key))
-        return default if text is None else json.loads(text)
+        return default if text is None else decoded(text, f"setting {key!r}")
 
     def set_setting(self, key: str, value: Any) -> None:
         """Remember *value* (any JSON value) under *key*. Writes."""

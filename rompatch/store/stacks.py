@@ -169,10 +169,6 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             found = connection.execute(select(table).where(table.c.stack_id == row["id"]).order_by(table.c.number))
             return tuple(_revision_record(connection, row["name"], item) for item in found.mappings())[::-1]
 
-    def _active_ids(self) -> frozenset[str]:
-        stack = self.active_stack()
-        return frozenset() if stack is None else frozenset(patch.id for patch in self.members(stack))
-
     def _row_at(self, connection: Connection, stack: StackRecord | str, expected: int | None) -> Any:
         row = _stack_row(connection, _name(stack))
         if expected is not None and row["revision"] != expected:

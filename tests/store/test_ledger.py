@@ -30,9 +30,10 @@ FOREIGN = tiny_patch("Louvre", "Oslo", base="other")
 @pytest.fixture
 def main(ledger: Ledger) -> Ledger:
     """A ledger with a stack "main" on the pico base and five patches, none of them active."""
-    for patch in (TOWER, TOWER_AGAIN, TOWER_ELSEWHERE, BEN, FOREIGN):
-        record(ledger, patch)
-    ledger.create_stack("main", ledger.patch(TOWER.id).base_id)
+    with ledger.transaction():
+        for patch in (TOWER, TOWER_AGAIN, TOWER_ELSEWHERE, BEN, FOREIGN):
+            record(ledger, patch)
+        ledger.create_stack("main", ledger.patch(TOWER.id).base_id)
     return ledger
 
 
@@ -355,10 +356,14 @@ def test_settings_are_remembered(ledger: Ledger, store: Path) -> None:
 
 
 def test_a_transaction_is_all_or_nothing(main: Ledger, store: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), main.transaction():
-        main.push("main", [BEN.id])
-        main.set_setting("x", 1)
-        raise RuntimeError("stop")
+    def stopped_half_way() -> None:
+        with main.transaction():
+            main.push("main", [BEN.id])
+            main.set_setting("x", 1)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped_half_way()
     assert main.members("main") == ()
     assert main.setting("x") is None
     with main.transaction():

@@ -1,0 +1,68 @@
+"""What a name means: ids, prefixes of ids, subjects; and what to say when it means nothing, or too much."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, or_, select
+
+from rompatch.errors import AmbiguousIdError, PatchNotFoundError
+from rompatch.patch import SHORT_ID
+from rompatch.store import schema
+from rompatch.store.records import PatchRecord, patch_from
+
+MIN_PREFIX = 4
+"""The fewest hex digits that may stand for an id."""
+
+_HEX = re.compile(r"[0-9a-f]{4,64}")
+
+
+def subject_key(subject: str) -> str:
+    """The spelling under which subjects are found: case and white space do not count."""
+    return " ".join(subject.split()).casefold()
+
+
+def matches(connection: Connection, name: str) -> list[PatchRecord]:
+    """Every patch that *name* may mean (removed ones aside), oldest first: by id, by prefix, by subject."""
+    table = schema.patches
+    means = [table.c.subject_key == subject_key(name)]
+    digits = name.strip().lower()
+    if _HEX.fullmatch(digits):  # a range, not LIKE: SQLite's LIKE does not use the index. "g" follows "f".
+        means.append((table.c.id >= digits) & (table.c.id < digits + "g"))
+    query = select(table).where(or_(*means), table.c.removed_at.is_(None)).order_by(table.c.created_at, table.c.id)
+    return [patch_from(row) for row in connection.execute(query).mappings()]
+
+
+def not_found(connection: Connection, name: str) -> PatchNotFoundError:
+    """The error for a name that means nothing, with similar names in it."""
+    table = schema.patches
+    query = select(table.c.id, table.c.subject).where(table.c.removed_at.is_(None))
+    rows = connection.execute(query.order_by(table.c.created_at.desc())).all()  # the oldest spelling wins
+    if not rows:
+        return PatchNotFoundError(
+            f"There is no patch {name!r}: the store has none yet.",
+            next_step='Make one: `rompatch create "Eiffel Tower" "located in" Rome`.',
+        )
+    keys: dict[str, str] = {row.id[: max(MIN_PREFIX, len(name))]: row.id[:SHORT_ID] for row in rows}
+    keys |= {subject_key(row.subject): row.subject for row in rows}
+    close = [keys[key] for key in difflib.get_close_matches(subject_key(name), keys, n=3)]
+    short = re.fullmatch(r"[0-9a-f]{1,3}", name.strip().lower()) is not None
+    return PatchNotFoundError(
+        f"There is no patch {name!r}.",
+        expected=f"an id, at least {MIN_PREFIX} digits of one, or a subject" if short or not close else None,
+        next_step=f"Did you mean {' or '.join(map(repr, close))}?" if close else "`rompatch list` shows them all.",
+        suggestions=tuple(close),
+    )
+
+
+def ambiguous(name: str, found: Sequence[PatchRecord]) -> AmbiguousIdError:
+    """The error for a name that means several patches; it lists them."""
+    return AmbiguousIdError(
+        f"{name!r} means {len(found)} patches.",
+        expected="one",
+        found="; ".join(patch.label for patch in found[:8]) + ("; ..." if len(found) > 8 else ""),
+        next_step="Name one by more digits of its id.",
+        candidates=tuple(patch.id for patch in found),
+    )
