@@ -241,6 +241,23 @@ gguf_cache.dequantised_folder(Path(sys.argv[1]))
 """
 
 
+def test_an_interrupted_dequantisation_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = gguf_cache._convert
+
+    def interrupted(path: Path, work: Path) -> None:
+        inner(path, work)
+        raise KeyboardInterrupt
+
+    path = save_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(gguf_cache, "_convert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gguf_cache.dequantised_folder(path)
+    assert list((cache / "models").iterdir()) == []
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_killed_dequantisation_leaves_no_folder_and_its_remains_are_removed(cache: Path, tmp_path: Path) -> None:
     path = save_gguf(tmp_path / "tiny.gguf")
