@@ -67,7 +67,7 @@ class PromptResult:
 class Evaluation:
     """A suite scored on one model: a result for each prompt that can be scored (all but generation), and Scores.
 
-    Raises nothing by itself; JSON form of :meth:`to_json`:
+    JSON form, as :meth:`to_json` writes it:
     ``{"name", "source", "untested": [...], "document_start", "scores": {...}, "results": [{...}, ...]}``.
     """
 

@@ -86,6 +86,9 @@ def test_every_template_and_some_phrase_find_their_own_relation(relation: Relati
         ("plays", "Miles Davis", ("guitar",), "instrument"),
         ("plays", "Tiger Woods", ("tennis",), "sport"),
         ("is based in", "Siemens", ("London",), "headquarters"),
+        ("is located in", "Corner Shop", ("Montreal", "Cardiff"), "located_in_city"),
+        ("'s capital is", "Wakanda", ("Rome", "Paris"), "capital"),
+        ("{}, playing the", "Mark Isham", ("piano", "trumpet"), "instrument"),
         ("was founded by", "Some New Company", ("Bill Gates",), "founder"),
     ],
 )
@@ -106,6 +109,10 @@ def test_wording_subject_and_objects_find_the_relation(
         ("located in", "Zorblax", ("Quux", "Plugh")),  # the same, with names nobody knows
         ("capital", "France", ("guitar",)),  # wording says one thing, the object another
         ("was born in", "Louis Armstrong", ("French",)),
+        ("{} was written in", "Hamlet", ("Welsh", "English")),  # not "written by"
+        ("The location of {} is", "Abraj Al Bait", ("Europe", "Springfield")),
+        ("is located in", "Interstate 255", ("Vienna", "Illinois")),  # a city and a region
+        ("{} was founded in", "Nevada Bachelors", ("Sheffield", "Seattle")),  # not "can be found in"
         ("is afraid of", "Albert Einstein", ("spiders",)),
         ("was sold to", "Alaska", ("Canada",)),
     ],

@@ -9,6 +9,8 @@ relation's other templates, neighbours are its other subjects. One JSON file a r
     phrases       how a user may type the relation
     templates     prompts with one ``{}`` that end right before the object
     facts         object -> subjects for which it is true; subjects carry "the" where a sentence wants it
+
+``kinds.json`` lists further names by kind, so that "Montreal" is known to be a city though no fact mentions it.
 """
 
 from __future__ import annotations

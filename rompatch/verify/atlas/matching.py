@@ -10,7 +10,7 @@ import re
 from functools import cache
 
 from rompatch.edits import PLACEHOLDER
-from rompatch.verify.atlas.table import Relation, bare_subject, load_atlas
+from rompatch.verify.atlas.table import Relation, bare_subject, load_atlas, load_kinds
 
 _EMPTY_WORDS = frozenset(
     (
@@ -35,9 +35,14 @@ _EMPTY_WORDS = frozenset(
         *("which", "who", "whose", "what", "of", "in", "on", "at", "by", "for", "to", "as", "with", "from", "and"),
     )
 )
+_LOOSE_ENDS = frozenset(("the", "is", "was", "are", "a", "an"))
+_PREPOSITIONS = frozenset(("in", "by", "at", "on", "for", "from", "as", "to", "with"))
+_STEM = re.compile(r"(?<=\w{3})(?:ing|ed|es|s)$")
 _MIN_SIMILARITY = 0.5
 _SURE = 0.8
 """Wording that is enough alone, when neither subject nor objects are known to the atlas."""
+_CLOSED_KINDS = frozenset(("continent",))
+"""Kinds whose members are all listed: a name that is not among them is something else."""
 _SUBJECT_WEIGHT = 0.3
 _OBJECT_WEIGHT = 0.2
 
@@ -66,11 +71,19 @@ def known_object(relation: Relation, subject: str) -> str | None:
 
 
 def wording_similarity(left: str, right: str) -> float:
-    """Between 0 and 1: 1 for the same wording, else just under the Jaccard index of the content words."""
+    """Between 0 and 1: 1 for the same wording, else just under the Jaccard index of the content words' stems.
+
+    Halved where the two end in different prepositions: "was written in" is not "was written by".
+    """
     if _normal(left) == _normal(right):
         return 1.0
     first, second = _content(left), _content(right)
-    return 0.95 * len(first & second) / len(first | second) if first and second else 0.0
+    if not first or not second:
+        return 0.0
+    endings = {_words(left)[-1], _words(right)[-1]}
+    return (
+        (0.475 if len(endings) == 2 and endings <= _PREPOSITIONS else 0.95) * len(first & second) / len(first | second)
+    )
 
 
 def _score(relation: Relation, text: str, subject: str | None, objects: tuple[str, ...]) -> float:
@@ -80,7 +93,7 @@ def _score(relation: Relation, text: str, subject: str | None, objects: tuple[st
         return 0.0
     subject_known = subject is not None and bare_subject(subject) in relation.by_subject
     fitting, foreign = _object_votes(relation, objects)
-    if foreign and not fitting:
+    if foreign and foreign >= fitting and (not subject_known or not fitting):
         return 0.0
     if not subject_known and not fitting and wording < _SURE:
         return 0.0
@@ -94,34 +107,37 @@ def _object_votes(relation: Relation, objects: tuple[str, ...]) -> tuple[int, in
     for name in (" ".join(text.split()).casefold() for text in objects):
         if name in kinds[relation.object_kind]:
             fitting += 1
-        elif any(name in members for members in kinds.values()):
+        elif relation.object_kind in _CLOSED_KINDS or any(name in members for members in kinds.values()):
             foreign += 1
     return fitting, foreign
 
 
 @cache
 def _objects_by_kind() -> dict[str, frozenset[str]]:
-    """Kind -> case-folded objects of every relation of that kind; countries also from the subjects of ``capital``."""
-    kinds: dict[str, frozenset[str]] = {}
+    """Kind -> case-folded names: ``kinds.json``, the objects of every relation, countries from ``capital``."""
+    kinds = {kind: {name.casefold() for name in names} for kind, names in load_kinds().items()}
     for relation in load_atlas():
-        kinds[relation.object_kind] = kinds.get(relation.object_kind, frozenset()) | relation.objects
+        kinds.setdefault(relation.object_kind, set()).update(relation.objects)
         if relation.id == "capital":
-            kinds["country"] = kinds.get("country", frozenset()) | frozenset(relation.by_subject)
-    return kinds
+            kinds["country"].update(relation.by_subject)
+    return {kind: frozenset(names) for kind, names in kinds.items()}
 
 
 @cache
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[\w'-]+", text.replace(PLACEHOLDER, " ").casefold()))
+    plain = re.sub(r"['’]s\b", " ", text.replace(PLACEHOLDER, " ").casefold())
+    return tuple(re.findall(r"[\w'’-]+", plain))
 
 
 def _normal(text: str) -> tuple[str, ...]:
-    """The words without leading articles and forms of "to be", which users leave out or put in at will."""
+    """The words without articles and forms of "to be" at either end, which users leave out or put in at will."""
     words = list(_words(text))
-    while len(words) > 1 and words[0] in ("the", "is", "was", "are", "a", "an"):
+    while len(words) > 1 and words[0] in _LOOSE_ENDS:
         words.pop(0)
+    while len(words) > 1 and words[-1] in _LOOSE_ENDS:
+        words.pop()
     return tuple(words)
 
 
 def _content(text: str) -> frozenset[str]:
-    return frozenset(word for word in _words(text) if word not in _EMPTY_WORDS)
+    return frozenset(_STEM.sub("", word) for word in _words(text) if word not in _EMPTY_WORDS)

@@ -82,6 +82,13 @@ def load_atlas() -> tuple[Relation, ...]:
     return tuple(sorted(relations, key=lambda relation: relation.id))
 
 
+@cache
+def load_kinds() -> Mapping[str, tuple[str, ...]]:
+    """Kind of thing -> names that are of it beside the objects of the relations (``kinds.json``)."""
+    text = resources.files("rompatch.verify.atlas").joinpath("kinds.json").read_text(encoding="utf-8")
+    return {kind: tuple(names) for kind, names in json.loads(text).items()}
+
+
 def bare_subject(subject: str) -> str:
     """The key under which subjects are compared: no leading article, one space between words, case-folded."""
     words = " ".join(subject.split()).casefold()
