@@ -73,7 +73,7 @@ def accepted(data: bytes) -> str | None:
         return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(position=st.integers(0, len(DATA) - 1), flip=st.integers(1, 255))
 def test_a_changed_byte_is_refused_or_changes_the_id(position: int, flip: int) -> None:
     damaged = bytearray(DATA)

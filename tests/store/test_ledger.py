@@ -380,3 +380,18 @@ def test_a_refused_verb_inside_a_transaction_leaves_the_rest(main: Ledger) -> No
             main.push("main", [TOWER.id, BEN.id])
         main.push("main", [TOWER.id])
     assert ids(main.members("main")) == sorted([BEN.id, TOWER.id])
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "mine"), KeyError("mine")]
+)
+def test_a_callers_own_error_passes_through_a_transaction_unchanged(main: Ledger, error: Exception) -> None:
+    def work() -> None:
+        with main.transaction():
+            main.push("main", [BEN.id])
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        work()
+    assert caught.value is error
+    assert main.members("main") == ()
