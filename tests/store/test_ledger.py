@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,14 +29,23 @@ BEN = tiny_patch("Big Ben", "Madrid", seed=3)
 FOREIGN = tiny_patch("Louvre", "Oslo", base="other")
 
 
-@pytest.fixture
-def main(ledger: Ledger) -> Ledger:
-    """A ledger with a stack "main" on the pico base and five patches, none of them active."""
-    with ledger.transaction():
+@pytest.fixture(scope="session")
+def filled_ledger(new_ledger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a ledger with a stack "main" on the pico base and five patches, none active; for copying."""
+    path = tmp_path_factory.mktemp("filled") / "ledger.db"
+    shutil.copy(new_ledger, path)
+    with Ledger.open(path) as ledger, ledger.transaction():
         for patch in (TOWER, TOWER_AGAIN, TOWER_ELSEWHERE, BEN, FOREIGN):
             record(ledger, patch)
         ledger.create_stack("main", ledger.patch(TOWER.id).base_id)
-    return ledger
+    return path
+
+
+@pytest.fixture
+def main(store: Path, filled_ledger: Path) -> Iterator[Ledger]:
+    shutil.copy(filled_ledger, ledger_path(store))
+    with Ledger.open(store) as ledger:
+        yield ledger
 
 
 def ids(records: tuple[PatchRecord, ...]) -> list[str]:
