@@ -76,11 +76,17 @@ def _convert(path: Path, work: Path) -> None:
                 local_files_only=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError, NotImplementedError) as error:
+        except ImportError as error:  # transformers looks for gguf and accelerate only when a GGUF file is loaded
+            raise ModelError(
+                "A package that transformers needs for GGUF files is not installed.",
+                found=" ".join(str(error).split()).rstrip("."),
+                next_step="Install rompatch with its dependencies: pip install rompatch.",
+            ) from error
+        except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
             raise ModelError(
                 f"The GGUF file {path} could not be read.",
                 expected="a complete GGUF file of an architecture that transformers can dequantise",
-                found=" ".join(str(error).split())[:300] or type(error).__name__,
+                found=" ".join(str(error).split())[:300].rstrip(".") or type(error).__name__,
                 next_step="Fetch the file again, or use the model's original Hugging Face folder.",
             ) from error
         model.save_pretrained(work)

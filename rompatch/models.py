@@ -27,7 +27,7 @@ from rompatch.patch import BaseRef
 from rompatch.quiet import quiet_transformers
 from rompatch.sites import Site, dtype_name
 
-__all__ = ["ALIASES", "DEFAULT_MODEL", "DTYPES", "Base", "fingerprint_inputs", "load_base", "wrap"]
+__all__ = ["ALIASES", "DEFAULT_MODEL", "DTYPES", "Base", "fingerprint_inputs", "load_base", "locate", "wrap"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The dtypes a base may be loaded in."""
@@ -148,7 +148,7 @@ def load_base(
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"A base cannot be loaded as {dtype!r}.", expected=", ".join(DTYPES), found=dtype)
     note = on_progress or (lambda text: None)
-    source, folder = _find(spec, note)
+    source, folder = locate(spec, note)
     model, tokenizer = _load_folder(folder, dtype, note)
     architecture = sites.find_architecture(model, module)
     return Base(source, _place(model, device), tokenizer, folder, architecture)
@@ -186,8 +186,13 @@ def fingerprint_inputs(base: Base, layer: int) -> str:
     return fingerprints.fingerprint_parameters(fingerprints.input_parameters(base.model, base.architecture, layer))
 
 
-def _find(spec: str, note: Progress) -> tuple[str, Path]:
-    """What to call the base, and the folder to read it from."""
+def locate(spec: str, on_progress: Progress | None = None) -> tuple[str, Path]:
+    """What to call the base that *spec* names, and the folder it is read from, fetched first where need be.
+
+    Raises:
+        UnknownModelError, DownloadError, ModelError: as :func:`load_base`.
+    """
+    note = on_progress or (lambda text: None)
     path = Path(spec).expanduser()
     if path.is_dir():
         return path.resolve().name, path.resolve()
@@ -263,7 +268,7 @@ def _guarded(load: Any, folder: Path, *, what: str, **options: Any) -> Any:
         raise ModelError(
             f"The {what} in {folder} cannot be loaded.",
             expected="a complete causal language model with its tokenizer",
-            found=" ".join(str(error).split())[:300] or type(error).__name__,
+            found=" ".join(str(error).split())[:300].rstrip(".") or type(error).__name__,
             next_step="Fetch or save the checkpoint again; nothing was changed in it.",
         ) from error
 
