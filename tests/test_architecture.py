@@ -20,6 +20,8 @@ RANKS = {
     "versions": 1,
     "folders": 1,
     "edits": 1,
+    "reporting": 1,
+    "versions": 1,
     "patch": 1,
     "architectures": 1,
     "patchfile": 2,

@@ -1,0 +1,139 @@
+"""A store, opened: the ledger, the patch files, and the base they belong to. Use cases take one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from rompatch.default_model import DEFAULT_MODEL
+from rompatch.reporting import Reporter
+from rompatch.store.blobs import Blobs
+from rompatch.store.ledger import Ledger
+from rompatch.store.records import PatchRecord, StackRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rompatch.models import Base
+    from rompatch.patch import Patch
+
+Self = TypeVar("Self", bound="OpenStore")
+MAIN_STACK = "main"
+BASE_SETTING = "base"
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """How the store's base is loaded: what ``--model``, ``--dtype`` and ``--module`` said when it was chosen."""
+
+    model: str = DEFAULT_MODEL
+    dtype: str | None = None
+    module: str | None = None
+
+
+@dataclass
+class OpenStore:
+    """An open store: what every use case needs. Python callers have :class:`rompatch.workflows.store.Store`.
+
+    Args:
+        root: the store's folder.
+        ledger: its database.
+        blobs: its patch files.
+        reporter: who hears notes and progress.
+    """
+
+    root: Path
+    ledger: Ledger
+    blobs: Blobs
+    reporter: Reporter
+    _loaded: dict[BaseSpec, Base] = field(default_factory=dict)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self.ledger.close()
+
+    # The base
+
+    def base_spec(self, model: str | None = None, dtype: str | None = None, module: str | None = None) -> BaseSpec:
+        """The store's base, with whatever is named here instead. Reads only."""
+        saved = BaseSpec(**self.ledger.setting(BASE_SETTING, {}))
+        if model is None:
+            return BaseSpec(saved.model, dtype or saved.dtype, module or saved.module)
+        path = Path(model).expanduser()
+        return BaseSpec(str(path.resolve()) if path.exists() else model, dtype, module)
+
+    def remember_base(self, spec: BaseSpec) -> None:
+        """Make *spec* the store's base if it has none yet. Writes."""
+        if self.ledger.setting(BASE_SETTING) is None:
+            self.ledger.set_setting(BASE_SETTING, vars(spec))
+            self.reporter.note(f"this store's base is now {spec.model}" + (f" ({spec.dtype})" if spec.dtype else ""))
+
+    def base(self, spec: BaseSpec | None = None, *, device: str = "cpu") -> Base:
+        """The base model, loaded once per store object.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        from rompatch.models import load_base
+
+        spec = spec or self.base_spec()
+        if spec not in self._loaded:
+            self._loaded[spec] = load_base(
+                spec.model, dtype=spec.dtype, module=spec.module, device=device, on_progress=self.reporter.note
+            )
+        return self._loaded[spec]
+
+    # Patches and the stack
+
+    def patches(self, subject: str | None = None, *, limit: int | None = None) -> tuple[PatchRecord, ...]:
+        """The ledger's patches, newest first. Reads only."""
+        return self.ledger.patches(subject, limit=limit)
+
+    def resolve(self, name: str) -> PatchRecord:
+        """The patch that an id, an id's prefix or a subject means. Reads only."""
+        return self.ledger.resolve(name)
+
+    def patch(self, name: str) -> Patch:
+        """The patch with its numbers, read from its file and checked against its id."""
+        return self.blobs.get(self.ledger.resolve(name).id)
+
+    def stack(self) -> StackRecord | None:
+        """The stack in force, None before the first patch. Reads only."""
+        return self.ledger.active_stack()
+
+    def active(self) -> tuple[PatchRecord, ...]:
+        """The patches of the stack in force, in canonical order. Reads only."""
+        stack = self.ledger.active_stack()
+        return () if stack is None else self.ledger.members(stack)
+
+    def active_patches(self) -> list[Patch]:
+        """The same with their numbers, each file checked against its id."""
+        return [self.blobs.get(record.id) for record in self.active()]
+
+    @contextmanager
+    def session(
+        self, names: Sequence[str] | None = None, *, spec: BaseSpec | None = None, device: str = "cpu"
+    ) -> Iterator[PreTrainedModel]:
+        """The transformers model with the stack in its weights, restored on exit.
+
+        Args:
+            names: patches to have active instead of the stack in force; an empty sequence gives the base.
+        """
+        from rompatch.apply.session import PatchedModel
+
+        patches = self.active_patches() if names is None else [self.patch(name) for name in names]
+        with PatchedModel(self.base(spec, device=device)) as patched:
+            patched.activate(patches)
+            yield patched.model

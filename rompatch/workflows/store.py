@@ -1,0 +1,107 @@
+"""The store as Python callers have it: every use case a method. ``rompatch.open_store()`` makes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rompatch.errors import StoreError
+from rompatch.reporting import Reporter
+from rompatch.store.blobs import Blobs
+from rompatch.store.ledger import Ledger
+from rompatch.store.location import FOLDER, create_store, find_store, ledger_path, patches_path
+from rompatch.store.records import PatchRecord, RevisionRecord
+from rompatch.workflows.opened import BaseSpec, OpenStore
+
+if TYPE_CHECKING:
+    from rompatch.workflows.baking import Baked
+    from rompatch.workflows.creating import Created
+    from rompatch.workflows.generating import Generated
+    from rompatch.workflows.verifying import Verified
+
+__all__ = ["BaseSpec", "Store", "open_store"]
+
+
+class Store(OpenStore):
+    """An open store. Use it as a context manager."""
+
+    def apply(self, *names: str, message: str | None = None, reason: str | None = None) -> RevisionRecord:
+        """Put patches onto the stack; see :func:`rompatch.workflows.stacking.apply`."""
+        from rompatch.workflows import stacking
+
+        return stacking.apply(self, names, message=message, reason=reason)
+
+    def revert(self, *names: str, message: str | None = None, reason: str | None = None) -> RevisionRecord:
+        """Take patches off the stack, all of them when none is named; see ``stacking.revert``."""
+        from rompatch.workflows import stacking
+
+        return stacking.revert(self, names, message=message, reason=reason)
+
+    def remove(self, name: str) -> PatchRecord:
+        """Delete a patch that is not active; see :func:`rompatch.workflows.stacking.remove`."""
+        from rompatch.workflows import stacking
+
+        return stacking.remove(self, name)
+
+    def create(self, subject: str, relation: str, target: str, **options: Any) -> Created:
+        """Compute a patch and record it; options as in :class:`rompatch.workflows.creating.CreateOptions`."""
+        from rompatch.workflows import creating
+
+        return creating.create(self, subject, relation, target, creating.CreateOptions(**options))
+
+    def verify(self, name: str, **options: Any) -> Verified:
+        """Score a patch before and after; options as in :class:`rompatch.workflows.verifying.VerifyOptions`."""
+        from rompatch.workflows import verifying
+
+        return verifying.verify(self, name, verifying.VerifyOptions(**options))
+
+    def generate(self, *prompts: str, **options: Any) -> tuple[Generated, ...]:
+        """Continue prompts; options as in :class:`rompatch.workflows.generating.GenerateOptions`."""
+        from rompatch.workflows import generating
+
+        return generating.generate(self, prompts, generating.GenerateOptions(**options))
+
+    def bake(self, out: str | Path) -> Baked:
+        """Write base + stack as a new checkpoint folder; see :func:`rompatch.workflows.baking.bake`."""
+        from rompatch.workflows import baking
+
+        return baking.bake(self, Path(out))
+
+
+def open_store(
+    path: str | Path | None = None, *, create: bool = True, reporter: Reporter | None = None, start: Path | None = None
+) -> Store:
+    """Open the store at *path*, else at ``ROMPATCH_STORE``, else the nearest ``.rompatch`` at or above the working
+    directory. Writes only when it is created here (with a note) or its schema is older than this rompatch.
+
+    Args:
+        path: the store's folder; a folder that holds a ``.rompatch`` stands for that.
+        create: make the store where there is none.
+
+    Raises:
+        StoreError: there is none and *create* is false, or it cannot be opened.
+        SchemaError: it was written by a newer rompatch.
+    """
+    reporter = reporter or Reporter()
+    here = start or Path.cwd()
+    root = find_store(_inside(Path(path)) if path is not None else None, here)
+    if root is None:
+        if not create:
+            raise StoreError(
+                f"There is no store at {here} or above it.",
+                expected=f"a folder {FOLDER}",
+                next_step="`rompatch create` makes one, or name one with --store.",
+            )
+        root = here / FOLDER
+    new = not ledger_path(root).exists()
+    if new and create:
+        create_store(root)
+    ledger = Ledger.open(ledger_path(root), create=create)
+    if new:
+        reporter.note(f"created the store {root}")
+    return Store(root, ledger, Blobs(patches_path(root)), reporter)
+
+
+def _inside(path: Path) -> Path:
+    path = path.expanduser()
+    return path / FOLDER if path.name != FOLDER and (path / FOLDER).is_dir() else path

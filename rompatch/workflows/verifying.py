@@ -1,0 +1,216 @@
+"""verify: a patch scored before and after, on the suite that the atlas or a file offers; recorded in the ledger."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rompatch.errors import GateError, RequestError
+from rompatch.store.records import PatchRecord, ScoreRecord, VerificationRecord
+from rompatch.versions import library_versions
+from rompatch.workflows.opened import BaseSpec, OpenStore
+
+if TYPE_CHECKING:
+    from rompatch.verify.evaluation import Evaluation, PromptChange
+    from rompatch.verify.metrics import Scores
+    from rompatch.verify.suite import Suite
+
+GATES = ("s", "es", "ps", "ns")
+_COUNT_OF = {"es": "n_rewrite", "em": "n_rewrite", "ps": "n_paraphrase", "pm": "n_paraphrase"} | {
+    "ns": "n_neighbourhood",
+    "nm": "n_neighbourhood",
+    "attribute_score": "n_attribute",
+    "attribute_magnitude": "n_attribute",
+}
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What ``verify`` may be told.
+
+    Args:
+        suite: a file (one COUNTERFACT record, or rompatch's own form) instead of the atlas.
+        in_stack: score the patch together with the whole active stack, not alone.
+        gates: least scores after the edit by name ("s", "es", "ps", "ns"), as fractions.
+        spec: the base, where it is not the store's.
+        record: write the run to the ledger.
+    """
+
+    suite: Path | None = None
+    in_stack: bool = False
+    gates: Mapping[str, float] = field(default_factory=dict)
+    spec: BaseSpec | None = None
+    device: str = "cpu"
+    record: bool = True
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The scores before and after, every prompt with its numbers, and the gates that were missed (in words)."""
+
+    patch: PatchRecord
+    before: Evaluation
+    after: Evaluation
+    changes: tuple[PromptChange, ...]
+    missed_gates: tuple[str, ...]
+    run: VerificationRecord | None
+
+    @property
+    def worst(self) -> tuple[PromptChange, ...]:
+        """Prompts that fail after the edit, worst first."""
+        return tuple(change for change in self.changes if change.after.passed is False)
+
+    def check_gates(self) -> None:
+        """Raises GateError (exit code 3) when a gate was missed."""
+        if self.missed_gates:
+            raise GateError(
+                f"Patch {self.patch.label} misses {len(self.missed_gates)} of its gates.",
+                found="; ".join(self.missed_gates),
+                next_step="See the failing prompts, then edit at another layer or with another prompt.",
+                patch_id=self.patch.id,
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        return {
+            "id": self.patch.id,
+            "run": None if self.run is None else self.run.id,
+            "suite": self.after.name,
+            "source": self.after.source,
+            "untested": list(self.after.untested),
+            "document_start": self.after.document_start,
+            "before": self.before.scores.to_json(),
+            "after": self.after.scores.to_json(),
+            "prompts": [change.to_json() for change in self.changes],
+            "missed_gates": list(self.missed_gates),
+        }
+
+
+def verify(store: OpenStore, name: str, options: VerifyOptions | None = None) -> Verified:
+    """Score the patch that *name* means, before and after. Writes one run to the ledger (unless told not to).
+
+    Raises:
+        PatchNotFoundError, AmbiguousIdError: the name means no patch, or several.
+        SuiteError: the suite cannot be read or does not fit the model.
+        BaseMismatchError: the loaded base is not the patch's.
+        RequestError: an unknown gate.
+    """
+    options = options or VerifyOptions()
+    _check_gate_names(options.gates)
+    record = store.resolve(name)
+    suite = suite_of(record, options.suite)
+    document_start = record.header.document_start
+    members = _members(store, record, options.in_stack)
+    before = _evaluate(store, [], suite, document_start, options, "before")
+    after = _evaluate(store, members, suite, document_start, options, "after")
+    run = _record(store, record, before, after, options, members) if options.record else None
+    return Verified(record, before, after, _changes(before, after), missed(after.scores, options.gates), run)
+
+
+def suite_of(record: PatchRecord, path: Path | None) -> Suite:
+    """The suite in *path*, else the atlas's for the patch's request.
+
+    Raises:
+        SuiteError: the file is about another subject.
+    """
+    from rompatch.errors import SuiteError
+    from rompatch.verify.building import load_suite, suite_for
+
+    if path is None:
+        return suite_for(record.request)
+    suite = load_suite(path)
+    rewrites = suite.of_kind("rewrite")
+    if rewrites and not any(record.subject in prompt.text for prompt in rewrites):
+        raise SuiteError(
+            f"The suite {path} is not about patch {record.label}.",
+            expected=f"a rewrite prompt that names {record.subject!r}",
+            found=repr(rewrites[0].text),
+            next_step="Name the patch that the suite belongs to.",
+        )
+    return suite
+
+
+def missed(scores: Scores, gates: Mapping[str, float]) -> tuple[str, ...]:
+    """The gates that *scores* miss, in words; a score that was not measured misses its gate."""
+    found = []
+    for name, least in gates.items():
+        value = getattr(scores, name)
+        if value is None or value < least:
+            measured = "not measured" if value is None else f"{100 * value:.1f}"
+            found.append(f"{name.upper()} {measured}, at least {100 * least:.1f} wanted")
+    return tuple(found)
+
+
+def _members(store: OpenStore, record: PatchRecord, in_stack: bool) -> list[str]:
+    if not in_stack:
+        return [record.id]
+    return sorted({record.id, *(member.id for member in store.active())})
+
+
+def _evaluate(
+    store: OpenStore, patch_ids: list[str], suite: Suite, document_start: bool, options: VerifyOptions, phase: str
+) -> Evaluation:
+    from rompatch.verify.evaluation import evaluate
+
+    with store.session(patch_ids, spec=options.spec, device=options.device) as model:
+        tokenizer = store.base(options.spec).tokenizer
+        return evaluate(
+            model,
+            tokenizer,
+            suite,
+            document_start=document_start,
+            on_progress=lambda done, total: store.reporter.step(f"scoring {phase}", done, total),
+        )
+
+
+def _changes(before: Evaluation, after: Evaluation) -> tuple[PromptChange, ...]:
+    from rompatch.verify.evaluation import compare
+
+    return compare(before, after)
+
+
+def _record(
+    store: OpenStore,
+    record: PatchRecord,
+    before: Evaluation,
+    after: Evaluation,
+    options: VerifyOptions,
+    members: list[str],
+) -> VerificationRecord:
+    stack = store.stack() if options.in_stack else None
+    scores = [
+        score for phase, evaluation in (("pre", before), ("post", after)) for score in _rows(phase, evaluation.scores)
+    ]
+    return store.ledger.record_verification(
+        after.name,
+        source=after.source,
+        scores=scores,
+        patch_id=record.id,
+        stack=None if stack is None else stack.name,
+        revision=None if stack is None else stack.revision,
+        prompts={"before": before.to_json(), "after": after.to_json()},
+        settings={"document_start": after.document_start, "in_stack": options.in_stack, "patches": members},
+        environment={**library_versions(), "python": platform.python_version(), "machine": platform.machine()},
+    )
+
+
+def _rows(phase: str, scores: Scores) -> list[ScoreRecord]:
+    values: dict[str, float | int | None] = scores.to_json()
+    rows = [
+        ScoreRecord(phase, metric, None if values[metric] is None else float(values[metric] or 0), int(values[n] or 0))
+        for metric, n in _COUNT_OF.items()
+    ]
+    total = sum(int(values[n] or 0) for n in ("n_rewrite", "n_paraphrase", "n_neighbourhood"))
+    return [*rows, ScoreRecord(phase, "s", scores.s, total)]
+
+
+def _check_gate_names(gates: Mapping[str, float]) -> None:
+    for name, least in gates.items():
+        if name not in GATES:
+            raise RequestError(f"There is no score {name!r} to gate on.", expected=", ".join(GATES))
+        if not 0 <= least <= 1 or math.isnan(least):
+            raise RequestError(f"The gate on {name.upper()} must lie between 0 and 100.", found=100 * least)

@@ -1,0 +1,71 @@
+"""From a relation phrase to a prompt template: candidates, scored by the model's own likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rompatch.edits import PLACEHOLDER, fill
+
+if TYPE_CHECKING:
+    from rompatch.models import Base
+
+_VERBS = frozenset(
+    "is are was were has had plays played speaks spoke works worked lives lived died wrote sings".split()
+)
+_PREPOSITIONS = frozenset("in at by for from of on to with as".split())
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A template and its score: mean log-likelihood per token of the filled prompt, in nats (None: not scored)."""
+
+    template: str
+    log_likelihood: float | None
+
+
+def candidate_templates(phrase: str) -> tuple[str, ...]:
+    """Ways to say ``subject phrase object`` up to the object, the plainest first.
+
+    "located in" gives "{} is located in", "The {} is located in", "{} located in", ...; "capital" gives
+    "The capital of {} is" and "{}'s capital is". A phrase with ``{}`` is a template already.
+    """
+    phrase = " ".join(phrase.split())
+    if PLACEHOLDER in phrase:
+        return (phrase,)
+    words = phrase.split(" ")
+    if words[0].casefold() in _VERBS:
+        return (f"{{}} {phrase}", f"The {{}} {phrase}")
+    candidates = [f"{{}} is {phrase}", f"The {{}} is {phrase}", f"{{}} was {phrase}", f"The {{}} was {phrase}"]
+    candidates += [f"{{}} {phrase}", f"The {{}} {phrase}"]
+    if words[-1].casefold() not in _PREPOSITIONS:
+        noun = phrase.removeprefix("the ").removeprefix("The ")
+        candidates += [f"The {noun} of {{}} is", f"The {noun} of the {{}} is", f"{{}}'s {noun} is"]
+    elif words[-1].casefold() == "of" and len(words) > 1:
+        candidates += [f"The {phrase.removeprefix('the ')} {{}} is", f"The {phrase.removeprefix('the ')} the {{}} is"]
+    return tuple(dict.fromkeys(candidates))
+
+
+def choose_template(base: Base, subject: str, phrase: str, *, document_start: bool) -> tuple[Wording, ...]:
+    """The candidates for *phrase*, best first, by the model's own likelihood of the filled prompts."""
+    candidates = candidate_templates(phrase)
+    if len(candidates) == 1:
+        return (Wording(candidates[0], None),)
+    scores = _mean_log_likelihoods(base, [fill(template, subject) for template in candidates], document_start)
+    wordings = [Wording(template, score) for template, score in zip(candidates, scores, strict=True)]
+    return tuple(sorted(wordings, key=lambda wording: -(wording.log_likelihood or 0.0)))
+
+
+def _mean_log_likelihoods(base: Base, texts: Sequence[str], document_start: bool) -> list[float]:
+    import torch
+
+    from rompatch.tokens import encode_prompt, pad, pad_id
+
+    rows = [encode_prompt(base.tokenizer, text, document_start) for text in texts]
+    batch = pad(rows, pad_id(base.tokenizer), side="right", device=base.model.device)
+    with torch.inference_mode():
+        logits = base.model(**batch.to_kwargs(), use_cache=False).logits.float()
+    log_probs = torch.log_softmax(logits[:, :-1], dim=2).gather(2, batch.input_ids[:, 1:, None])[..., 0]
+    counted = batch.attention_mask[:, 1:]
+    return [float(score) for score in (log_probs * counted).sum(1) / counted.sum(1)]
