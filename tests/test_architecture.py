@@ -21,7 +21,6 @@ RANKS = {
     "folders": 1,
     "edits": 1,
     "reporting": 1,
-    "versions": 1,
     "patch": 1,
     "architectures": 1,
     "patchfile": 2,
