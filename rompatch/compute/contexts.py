@@ -14,7 +14,18 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from rompatch.edits import PLACEHOLDER
 from rompatch.tokens import encode_prompt, pad, pad_id
 
-STARTERS = ("The", "In the", "She was", "He had", "They were", "It is", "When the", "After a", "There are", "Many people")
+STARTERS = (
+    "The",
+    "In the",
+    "She was",
+    "He had",
+    "They were",
+    "It is",
+    "When the",
+    "After a",
+    "There are",
+    "Many people",
+)
 CONTEXT_LENGTHS = ((5, 10), (10, 10))
 """(tokens, how many): the authors' ten of five tokens and ten of ten."""
 _TOP_K = 5

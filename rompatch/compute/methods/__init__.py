@@ -23,8 +23,5 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("rome", "Rank-One Model Editing", "arXiv 2202.05262", rome.compute),
-    )
+    method.name: method for method in (Method("rome", "Rank-One Model Editing", "arXiv 2202.05262", rome.compute),)
 }

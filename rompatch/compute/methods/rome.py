@@ -89,9 +89,7 @@ def compute(
     with watch.phase("value"):
         targets = value_rows(base.tokenizer, request, contexts, document_start)
         replayer, replayed = make_replayer(base, site, targets)
-        value = optimise_value(
-            replayer, targets.target_ids, gathered.output, hparams, _reporter(notify, hparams.steps)
-        )
+        value = optimise_value(replayer, targets.target_ids, gathered.output, hparams, _reporter(notify, hparams.steps))
     with watch.phase("update"):
         factor = None if statistics is None else statistics.factor(hparams.ridge)
         factors = solve_factors(site, gathered, value, factor, hparams.keys)

@@ -1,0 +1,152 @@
+"""Every architecture in the table, on random pico models: the same claims for all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pico import N_LAYERS, SIZES, pico_base, save_pico
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from rompatch.apply.bake import bake_folder
+from rompatch.apply.session import PatchedModel
+from rompatch.architectures import ARCHITECTURES
+from rompatch.compute.methods import METHODS
+from rompatch.compute.methods.rome import KEY_ROWS, RomeHparams, agree, make_replayer
+from rompatch.compute.replay import FullForward, Replay
+from rompatch.compute.statistics import SecondMoment, Statistics, sampled_key
+from rompatch.compute.value import value_rows
+from rompatch.edits import EditRequest
+from rompatch.models import Base
+from rompatch.patch import Patch
+from rompatch.sites import layer_modules, tensor_sha256
+from rompatch.tokens import pad_id
+from rompatch.workflows.baking import edited_tensors
+
+LAYER = 1
+CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains leave from Berlin. {}")
+REQUEST = EditRequest("Eiffel Tower", "The {} is located in", "Rome", "Paris")
+MULTIMODAL = {"gemma3"}  # its text model is gemma3_text; a pico of the whole needs an image processor
+MODEL_TYPES = sorted(set(ARCHITECTURES) - MULTIMODAL)
+
+
+def random_statistics(base: Base) -> Statistics:
+    """A well-conditioned C, so that u differs from k."""
+    site = base.site(LAYER)
+    moment = SecondMoment(site.d_in)
+    moment.add(torch.randn(4 * site.d_in, site.d_in, generator=torch.Generator().manual_seed(1)))
+    return Statistics(sampled_key(base, site, 1, 0), moment.mean(), moment.count)
+
+
+def computed(base: Base, keys: str = "mixed", steps: int = 4) -> Patch:
+    return (
+        METHODS["rome"]
+        .compute(
+            base,
+            REQUEST,
+            site=base.site(LAYER),
+            contexts=CONTEXTS,
+            statistics=random_statistics(base),
+            hparams=RomeHparams(keys=keys, steps=steps),
+        )
+        .patch
+    )
+
+
+def test_every_architecture_of_the_table_has_a_pico_model() -> None:
+    assert set(SIZES) == set(MODEL_TYPES)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_site_is_the_module_that_leads_out_of_the_mlp(model_type: str) -> None:
+    base = pico_base(model_type)
+    assert base.n_layers == N_LAYERS
+    site = base.site(LAYER)
+    assert site.d_out == base.hidden_size
+    assert site.d_in > site.d_out
+    inputs = torch.randn(2, site.d_in)
+    bias = 0.0 if site.bias is None else site.bias
+    torch.testing.assert_close(site.module(inputs), inputs @ site.matrix().T + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_orientation_comes_from_the_type_even_on_a_square_matrix() -> None:
+    base = pico_base("gpt2")
+    square = Conv1D(32, 32)
+    base.site(LAYER).module_name
+    base.model.transformer.h[LAYER].mlp.c_proj = square
+    site = base.site(LAYER)
+    assert site.transposed
+    torch.testing.assert_close(site.matrix(), square.weight.T)
+    base.model.transformer.h[LAYER].mlp.c_proj = nn.Linear(32, 32)
+    assert not base.site(LAYER).transposed
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_model_runs_like_its_replay(model_type: str) -> None:
+    base = pico_base(model_type)
+    site = base.site(LAYER)
+    rows = value_rows(base.tokenizer, REQUEST, CONTEXTS, document_start=True)
+    options = {"n_logits": rows.n_logits, "pad_id": pad_id(base.tokenizer)}
+    plain = FullForward(base.model, site, rows.rows, **options)
+    replay = Replay(base.model, layer_modules(base.model, base.architecture), site, rows.rows, **options)
+    delta = torch.linspace(-1, 1, site.d_out, requires_grad=True)
+    left, right = replay.logits(delta), plain.logits(delta)
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+    (from_replay,) = torch.autograd.grad(left.square().sum(), delta)
+    (from_plain,) = torch.autograd.grad(right.square().sum(), delta)
+    torch.testing.assert_close(from_replay, from_plain, rtol=1e-3, atol=1e-3 * float(from_plain.abs().max()))
+    assert agree(replay, plain, site)
+    assert make_replayer(base, site, rows)[1], "the method itself chooses the replay"
+
+
+@pytest.mark.parametrize("keys", ["mixed", "mean"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_edited_weight_maps_key_to_value(model_type: str, keys: str) -> None:
+    base = pico_base(model_type)
+    patch = computed(base, keys)
+    factors, row = patch.factors[0], KEY_ROWS[keys]
+    with PatchedModel(base) as patched:
+        patched.activate([patch])
+        mapped = base.site(LAYER).matrix() @ torch.from_numpy(factors.key[row])
+    np.testing.assert_allclose(mapped.numpy(), factors.value[row], rtol=1e-4, atol=1e-4)
+    assert np.abs(factors.value[row] - factors.base_out[row]).max() > 1e-3, "the optimisation moved"
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_computing_leaves_the_model_unchanged_and_is_reproducible(model_type: str) -> None:
+    base = pico_base(model_type)
+    before = {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()}
+    first = computed(base)
+    assert {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()} == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.model.modules())
+    assert not any("forward" in vars(module) for module in base.model.modules())
+    assert computed(base).id == first.id
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_revert_is_exact_and_bake_equals_the_session(model_type: str, tmp_path: Path) -> None:
+    folder = save_pico(tmp_path / "base", model_type)
+    base = pico_base(model_type)
+    patch = computed(base, steps=2)
+    original = {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()}
+    with PatchedModel(base) as patched:
+        patched.activate([patch])
+        edited = {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()}
+    assert {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()} == original
+    parameter = patch.header.sites[0].parameter
+    assert [name for name in original if original[name] != edited[name]] == [parameter]
+    hashes = {site.parameter: site.sha256 for site in patch.header.sites}
+    bake_folder(
+        folder,
+        tmp_path / "edited",
+        edited_tensors(folder, [patch]),
+        card="",
+        manifest={},
+        expected_sha256=hashes,
+    )
+    baked = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    assert {name: tensor_sha256(tensor) for name, tensor in baked.state_dict().items()} == edited

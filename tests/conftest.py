@@ -1,0 +1,39 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from rompatch.models import DEFAULT_MODEL, Base, load_base
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+DATA_VARIABLE = "ROMPATCH_DATA"
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """Folder of the dequantised default model; fetched into the user's cache the first time."""
+    folder = load_base(DEFAULT_MODEL).folder
+    assert folder is not None
+    return folder
+
+
+@pytest.fixture(scope="session")
+def default_base(default_model: Path) -> Base:
+    """The default model, live. Tests leave it as they found it."""
+    return load_base(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The benchmark data that lies beside the checkout, not in it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get(DATA_VARIABLE, default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data: set {DATA_VARIABLE} to the data folder (looked at {folder})")
+    return folder
