@@ -47,7 +47,7 @@ def tiny_factors(site: SiteRef, n_keys: int, seed: int) -> SiteFactors:
         return (((np.arange(count) * 37 + seed % 65 * 11) % 65 - 32) / 8).astype(np.float32).reshape(shape)
 
     return SiteFactors(
-        u=numbers(site.d_in),
+        u=numbers(n_keys, site.d_in),
         v=numbers(site.d_out),
         key=numbers(n_keys, site.d_in),
         value=numbers(n_keys, site.d_out),

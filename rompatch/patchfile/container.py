@@ -35,7 +35,7 @@ def tensor_shapes(header: PatchHeader, n_keys: Sequence[int]) -> dict[str, tuple
     shapes: dict[str, tuple[int, ...]] = {}
     for index, (site, count) in enumerate(zip(header.sites, n_keys, strict=True)):
         by_name: dict[str, tuple[int, ...]] = {
-            "u": (site.d_in,),
+            "u": (count, site.d_in),
             "v": (site.d_out,),
             "key": (count, site.d_in),
             "value": (count, site.d_out),

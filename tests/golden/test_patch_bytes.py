@@ -14,8 +14,8 @@ from tiny_patches import tiny_patch
 from rompatch import patchfile
 
 GOLDEN = Path(__file__).with_name("two_sites.safetensors")
-GOLDEN_ID = "47c4ce2af71012538c13d247455188fdb4b6fca14e7f5e9433c2b311628f7c86"
-GOLDEN_SHA256 = "8f5f13246fa471541a6739b0a31316cf7b55c19563f08856b7df3d3fd96acb50"
+GOLDEN_ID = "ac48825e4eb0de719db4c527ea7a38248c3dacd95411431be2ca00cad715cd2a"
+GOLDEN_SHA256 = "a998ae16052a647e1f101bbaab25a39a25a1d9a65d49b05de5860b74d2cd9b5d"
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 
 

@@ -87,7 +87,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "header a list": (pack("[1,2]"), "not a JSON object"),
     "header nested 100 000 deep": (pack("[" * 100_000), "not JSON"),
     "a tensor named twice": (
-        with_text('"site.0.u":', '"site.0.u":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"site.0.u":'),
+        with_text('"site.0.u":', '"site.0.u":{"dtype":"F32","shape":[1,3],"data_offsets":[0,12]},"site.0.u":'),
         "occurs twice",
     ),
     "no metadata": (with_container(lambda e: e.pop("__metadata__")), "not a patch"),
@@ -126,6 +126,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "dtype float16": (with_container(lambda e: e["site.0.u"].update(dtype="F16")), "wrong dtype"),
     "dtype a list": (with_container(lambda e: e["site.0.u"].update(dtype=[])), "wrong dtype"),
     "shape transposed": (with_container(lambda e: e["site.0.key"].update(shape=[3, 1])), "wrong shape"),
+    "u of one dimension": (with_container(lambda e: e["site.0.u"].update(shape=[3])), "site.0.u has the wrong shape"),
+    "u of two rows, one key": (with_container(lambda e: e["site.0.u"].update(shape=[2, 3])), "site.0.u has the wrong"),
+    "value of two rows, one key": (with_container(lambda e: e["site.0.value"].update(shape=[2, 2])), "wrong shape"),
+    "base_out of no rows": (with_container(lambda e: e["site.0.base_out"].update(shape=[0, 2])), "wrong shape"),
     "shape negative": (with_container(lambda e: e["site.0.key"].update(shape=[-1, 3])), "whole numbers"),
     "shape of booleans": (with_container(lambda e: e["site.0.u"].update(shape=[True])), "whole numbers"),
     "shape empty": (with_container(lambda e: e["site.0.key"].update(shape=[])), "number of keys"),
@@ -216,7 +220,11 @@ def broken(**arrays: Any) -> Patch:
 @pytest.mark.parametrize(
     ("patch", "reason"),
     [
-        (broken(u=np.array([1, np.nan, 2], np.float32)), "NaN"),
+        (broken(u=np.array([[1, np.nan, 2]], np.float32)), "NaN"),
+        (broken(u=np.zeros(3, np.float32)), "shape of site.0.u"),
+        (broken(u=np.zeros((2, 3), np.float32)), "shape of site.0.u"),
+        (broken(key=np.zeros((2, 3), np.float32)), "shape of site.0.base_out"),
+        (broken(value=np.zeros((2, 2), np.float32)), "shape of site.0.value"),
         (broken(v=np.array([1e300, 1.0])), "NaN or infinity"),
         (broken(v=np.zeros(3, np.float32)), "shape of site.0.v"),
         (broken(key=np.zeros((0, 3), np.float32)), "0 keys"),
@@ -264,7 +272,7 @@ def test_a_failed_rewrite_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "patch.safetensors"
     patchfile.write(tiny_patch(), path)
     with pytest.raises(PatchFileError):
-        patchfile.write(broken(u=np.array([1, np.nan, 2], np.float32)), path)
+        patchfile.write(broken(u=np.array([[1, np.nan, 2]], np.float32)), path)
     assert patchfile.read(path) == tiny_patch()
 
 
