@@ -1,8 +1,9 @@
 """A patch is a value: a header that says what it is, and the factors of its rank-one update, one set per site.
 
-Nothing here imports torch: factors are NumPy float32 arrays, so that the ledger, ``rompatch show`` and the file reader
-stay light. Two equal patches have equal ids, whoever computed them and in whatever order (DESIGN: the id is the sha256
-of the canonical content; there are no time stamps in it).
+Nothing here imports torch: factors are NumPy float32 arrays. NumPy itself is imported where numbers are touched, so
+that the ledger and ``rompatch log``, which need headers only, answer at once. Two equal patches have equal ids, whoever
+computed them and in whatever order (DESIGN: the id is the sha256 of the canonical content; there are no time stamps in
+it).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rompatch.edits import EditRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 FORMAT_VERSION = 1
 SHORT_ID = 12
@@ -26,7 +28,8 @@ SHORT_ID = 12
 TENSOR_NAMES = ("base_out", "key", "u", "v", "value")
 """The tensors of one site, in canonical order."""
 
-Array = npt.NDArray[np.float32]
+Array: TypeAlias = "npt.NDArray[np.float32]"
+"""A float32 array; quoted, because an alias is evaluated on import."""
 
 
 def canonical_json(value: Any) -> str:
@@ -103,6 +106,8 @@ class SiteFactors:
 
     def tensors(self) -> dict[str, Array]:
         """The five arrays by name, C-contiguous float32, little-endian."""
+        import numpy as np
+
         return {name: np.ascontiguousarray(getattr(self, name), dtype="<f4") for name in TENSOR_NAMES}
 
 
@@ -164,7 +169,7 @@ class PatchHeader:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """The immutable result of one edit request on one base: header and factors, ``factors[i]`` for ``header.sites[i]``."""
+    """The immutable result of one edit request on one base. ``factors[i]`` belongs to ``header.sites[i]``."""
 
     header: PatchHeader
     factors: tuple[SiteFactors, ...]
@@ -200,6 +205,8 @@ def content_id(header: str, tensors: Mapping[str, Array]) -> str:
     The digest runs over the UTF-8 header, then, for each tensor in ascending order of name, one line
     ``\\n<name> <shape as d0xd1> f32\\n`` followed by its little-endian row-major bytes.
     """
+    import numpy as np
+
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name], dtype="<f4")

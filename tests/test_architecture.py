@@ -130,3 +130,11 @@ def test_quick_modules_load_nothing_heavy(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("module", ["rompatch.store.ledger", "rompatch.patchfile", "rompatch.workflows.store"])
+def test_headers_are_read_without_numpy(module: str) -> None:
+    """NumPy would be a quarter of the time that `rompatch log` takes."""
+    script = f"import sys, {module}; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

@@ -6,14 +6,13 @@ is involved, and whatever is wrong becomes one :class:`~rompatch.errors.PatchFil
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-
-import numpy as np
 
 from rompatch.patch import TENSOR_NAMES, Array, Patch, PatchHeader, SiteFactors
 from rompatch.patchfile.checks import (
@@ -38,6 +37,8 @@ def to_bytes(patch: Patch) -> bytes:
     Raises:
         PatchFileError: the patch breaks the format (shapes that do not fit its sites, NaN, a limit exceeded).
     """
+    import numpy as np
+
     with naming(f"of {patch.header.request.subject!r} (not written)"):
         metadata = spell(patch.header)
         check_header(patch.header)
@@ -64,13 +65,15 @@ def from_bytes(data: bytes, name: str = "(bytes)") -> Patch:
     Raises:
         PatchFileError: anything is wrong with it.
     """
+    import numpy as np
+
     with naming(name):
         length = header_length(data[:8], len(data))
         header, shapes = parse_container(data[8 : 8 + length], len(data) - 8 - length)
         arrays: dict[str, Array] = {}
         offset = 8 + length
         for tensor, shape in shapes.items():
-            count = int(np.prod(shape, dtype=np.int64))
+            count = math.prod(shape)
             array = np.frombuffer(data, dtype="<f4", count=count, offset=offset).reshape(shape)
             require(bool(np.isfinite(array).all()), f"tensor {tensor} contains NaN or infinity")
             arrays[tensor] = array.astype(np.float32)  # a copy: torch warns about read-only memory

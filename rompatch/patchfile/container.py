@@ -8,10 +8,9 @@ library's choice of order; a test holds that the library writes the same bytes a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from rompatch.patch import TENSOR_NAMES, PatchHeader
 from rompatch.patchfile.checks import (
@@ -50,7 +49,7 @@ def container_header(metadata: str, shapes: Shapes) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: metadata}}
     end = 0
     for name, shape in shapes.items():
-        begin, end = end, end + 4 * int(np.prod(shape, dtype=np.int64))
+        begin, end = end, end + 4 * math.prod(shape)
         entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     return text + b" " * (-len(text) % 8)
@@ -103,7 +102,7 @@ def parse_container(raw: bytes, body_size: int) -> tuple[PatchHeader, dict[str, 
     shapes = tensor_shapes(header, n_keys)
     for name, shape in shapes.items():
         require(found[name] == list(shape), f"tensor {name} has the wrong shape", list(shape), found[name])
-    size = sum(4 * int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+    size = sum(4 * math.prod(shape) for shape in shapes.values())
     require(size == body_size, "its length does not fit its tensors", f"{size} bytes of data", f"{body_size} bytes")
     same = container_header(metadata[METADATA_KEY], shapes) == raw
     require(same, "its safetensors header is not in canonical spelling (offsets, order, white space)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
@@ -37,6 +36,8 @@ def matches(connection: Connection, name: str) -> list[PatchRecord]:
 
 def not_found(connection: Connection, name: str) -> PatchNotFoundError:
     """The error for a name that means nothing, with similar names in it."""
+    import difflib
+
     table = schema.patches
     query = select(table.c.id, table.c.subject).where(table.c.removed_at.is_(None))
     rows = connection.execute(query.order_by(table.c.created_at.desc())).all()  # the oldest spelling wins
