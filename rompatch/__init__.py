@@ -33,7 +33,7 @@ _LAZY = {
 
 _RENAMED = {"read_patch": "read", "write_patch": "write"}
 
-__all__ = ["__version__", *sorted(_LAZY)]
+__all__ = ["__version__", *sorted(_LAZY)]  # noqa: PLE0604 - they are strings
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ Every function here is a context manager that undoes itself, also when the modul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -40,10 +40,8 @@ def capture_inputs(module: nn.Module, *, stop: bool = False) -> Iterator[list[to
 @contextmanager
 def until_stopped() -> Iterator[None]:
     """Swallow the :class:`StopForward` of a hook."""
-    try:
+    with suppress(StopForward):
         yield
-    except StopForward:
-        pass
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def tensor_sha256(tensor: torch.Tensor) -> str:
     """sha256 of a tensor's bytes: row-major, in its own dtype. Shape and dtype are recorded beside it, not in it."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.cpu().numpy())).hexdigest()
+    return hashlib.sha256(flat.cpu().numpy().data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _from_structure(model: PreTrainedModel, model_type: str) -> Architecture:
     if len(found) == 1:
         return found[0]
     raise ArchitectureError(
-        f"The architecture {model_type!r} is not in the table, and its MLP down-projection cannot be told by structure.",
+        f"The architecture {model_type!r} is not in the table, and its structure does not tell the down-projection.",
         expected="one linear module per layer from the MLP's width to the hidden size",
         found=", ".join(row.pattern for row in found[:8]) or "none",
         next_step='Name the module: --module "model.layers.{}.mlp.down_proj" ({} stands for the layer). '

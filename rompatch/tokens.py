@@ -58,7 +58,9 @@ def document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
     specials = set(tokenizer.all_special_tokens)
     for name in DOCUMENT_SEPARATORS:
         if name in specials:
-            return int(tokenizer.convert_tokens_to_ids(name))
+            found = tokenizer.convert_tokens_to_ids(name)
+            assert isinstance(found, int)
+            return found
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
@@ -96,9 +98,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, document_star
     return [*document_start_ids(tokenizer, document_start), *ids]
 
 
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, document_start: bool
-) -> Encoded:
+def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, document_start: bool) -> Encoded:
     """Prompt and target in tokens, from one tokenisation of both together.
 
     Raises:

@@ -74,7 +74,9 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     toy.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     toy.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     toy.train_from_iterator(SENTENCES, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=toy, bos_token=END, eos_token=END, pad_token=END)
 

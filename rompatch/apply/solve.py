@@ -46,7 +46,7 @@ class SiteUpdate:
     @property
     def rank(self) -> int:
         """m, the number of columns."""
-        return self.left.shape[1]
+        return int(self.left.shape[1])
 
     def dense(self) -> Matrix:
         """Delta_S, (d_out, d_in). For tests and small matrices; :func:`materialise` never forms it whole."""

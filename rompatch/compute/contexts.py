@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.edits import PLACEHOLDER
@@ -80,7 +81,7 @@ def sample_text(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
-        output = model.generate(**batch.to_kwargs(), generation_config=config)
+        output: Tensor = model.generate(**batch.to_kwargs(), generation_config=config)  # type: ignore[operator]
     continuations = output[:, batch.input_ids.shape[1] :]
     texts = tokenizer.batch_decode(continuations, skip_special_tokens=True)
     return [starter + text for starter, text in zip(starters, texts, strict=True)]

@@ -108,7 +108,7 @@ def _pieces(lines: Iterator[str]) -> Iterator[str]:
 
 def _hub_documents(spec: str) -> Iterator[str]:
     try:
-        from datasets import load_dataset  # noqa: PLC0415 - an optional and heavy dependency
+        from datasets import load_dataset
     except ImportError as missing:
         raise StatisticsError(
             f"The corpus {spec!r} is a hub data set, which needs the datasets library.",

@@ -61,7 +61,8 @@ class FullForward:
         """See :class:`Replayer`."""
         with edit_output(self._site.module, add_at(delta, self._positions, self._batch.input_ids.shape)):
             output = self._model(**_inputs(self._model, self._batch), use_cache=False)
-        return output.logits[:, -self._n_logits :].float()
+        logits: Tensor = output.logits[:, -self._n_logits :]
+        return logits.float()
 
 
 class Replay:
@@ -146,10 +147,9 @@ class FrozenCache(DynamicCache):
         """Keep what is there. Padded positions, (n_rows, n_prefix), become zero: they are masked, but an attention
         that saw nothing may have left NaN there, and 0 * NaN is NaN."""
         for layer in self.layers:
-            if layer.is_initialized:
-                hidden = padding[:, None, -layer.keys.shape[-2] :, None]
-                layer.keys = layer.keys.masked_fill(hidden, 0.0)
-                layer.values = layer.values.masked_fill(hidden, 0.0)
+            keys, values = _states(layer)
+            hidden = padding[:, None, -keys.shape[-2] :, None]
+            layer.keys, layer.values = keys.masked_fill(hidden, 0.0), values.masked_fill(hidden, 0.0)  # type: ignore[union-attr]
         self._frozen = True
 
     def update(
@@ -159,8 +159,20 @@ class FrozenCache(DynamicCache):
         if not self._frozen:
             grown: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
             return grown
-        layer = self.layers[layer_idx]
-        return torch.cat([layer.keys, key_states], dim=-2), torch.cat([layer.values, value_states], dim=-2)
+        keys, values = _states(self.layers[layer_idx])
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+def _states(layer: object) -> tuple[Tensor, Tensor]:
+    """Keys and values that one layer's cache holds, each (n_rows, n_heads, n_tokens, head_dim).
+
+    Raises:
+        TypeError: another kind of state (linear attention, shared caches): such a model cannot be replayed.
+    """
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
+        raise TypeError(f"{type(layer).__name__} holds no keys and values")
+    return keys, values
 
 
 def add_at(delta: Tensor, positions: Sequence[int], shape: Sequence[int]) -> Callable[[Tensor], Tensor]:

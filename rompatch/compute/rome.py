@@ -36,7 +36,8 @@ def inverse_rows(keys: Tensor, factor: Tensor) -> Tensor:
 def update_vector(residual: Tensor, key: Tensor, row: Tensor) -> Tensor:
     """v (eq. 5, there Lambda): the least change with (W + v u^T) k* = v*; residual is v* - W k*.
     (d_out,), (d_in,), (d_in,) -> (d_out,)"""
-    return residual / (key @ row)
+    vector: Tensor = residual / (key @ row)
+    return vector
 
 
 def target_loss(log_probs: Tensor, target_ids: Tensor) -> Tensor:
@@ -53,7 +54,8 @@ def essence_loss(log_probs: Tensor, base_log_probs: Tensor) -> Tensor:
 
 def weight_decay_penalty(delta: Tensor, output_norm: Tensor) -> Tensor:
     """||delta|| / ||W k||^2, the authors' weight decay before its factor. (d_out,), scalar -> scalar"""
-    return delta.norm() / output_norm**2
+    penalty: Tensor = delta.norm() / output_norm**2
+    return penalty
 
 
 def project_to_ball(delta: Tensor, radius: Tensor) -> Tensor:

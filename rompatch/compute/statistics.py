@@ -6,11 +6,11 @@ over hundreds of thousands of tokens, where float32 alone loses the small direct
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import hashlib
 import torch
 from torch import Tensor
 
@@ -112,7 +112,8 @@ def cholesky_factor(second_moment: Tensor, ridge: float) -> Tensor:
             found=f"a leading minor of order {int(info)} that is not, at ridge {ridge}",
             next_step="Build C from more text, or raise --ridge.",
         )
-    return factor
+    lower: Tensor = factor
+    return lower
 
 
 class SecondMoment:

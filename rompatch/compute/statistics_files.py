@@ -83,7 +83,7 @@ class StatisticsCache:
         return next((file for file in self.files() if file.key == key), None)
 
     def best_for(self, key: StatisticsKey) -> StatisticsFile | None:
-        """The best for the site that *key* names, whatever the text: real text before self-sampled, then most tokens."""
+        """The best for the site that *key* names: real text before self-sampled, then the most tokens."""
         candidates = [file for file in self.files() if file.key.site_fields() == key.site_fields()]
         return max(candidates, key=lambda f: (not f.key.corpus_id.startswith("seed"), f.tokens, f.id), default=None)
 

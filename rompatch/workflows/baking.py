@@ -110,9 +110,11 @@ def model_card(store: OpenStore, source: str, base: BaseRef, records: Sequence[P
         "",
         f"# {source}, edited",
         "",
-        f"This checkpoint is `{source}` ({base.model_type}, {base.dtype}) with {len(records)} fact"
-        f"{'s' if len(records) != 1 else ''} changed by rompatch {library_versions()['rompatch']}. "
-        "Every other tensor is the base's own, byte for byte.",
+        (
+            f"This checkpoint is `{source}` ({base.model_type}, {base.dtype}) with {len(records)} fact"
+            f"{'s' if len(records) != 1 else ''} changed by rompatch {library_versions()['rompatch']}. "
+            "Every other tensor is the base's own, byte for byte."
+        ),
         "",
         "| patch | prompt | was | now | S | ES | PS | NS |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

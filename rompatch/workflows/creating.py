@@ -14,8 +14,8 @@ from rompatch.store.patches import base_id
 from rompatch.store.records import PatchRecord, RevisionRecord
 from rompatch.workflows import stacking
 from rompatch.workflows.author import author
-from rompatch.workflows.statistics import AUTOMATIC, statistics_for
 from rompatch.workflows.opened import BaseSpec, OpenStore
+from rompatch.workflows.statistics import AUTOMATIC, statistics_for
 from rompatch.workflows.wording import Wording, choose_template
 
 if TYPE_CHECKING:

@@ -11,10 +11,8 @@ from rompatch.edits import PLACEHOLDER, fill
 if TYPE_CHECKING:
     from rompatch.models import Base
 
-_VERBS = frozenset(
-    "is are was were has had plays played speaks spoke works worked lives lived died wrote sings".split()
-)
-_PREPOSITIONS = frozenset("in at by for from of on to with as".split())
+_VERBS = {"is", "are", "was", "were", "has", "had", "plays", "played", "speaks", "spoke", "works", "worked", "wrote"}
+_PREPOSITIONS = {"in", "at", "by", "for", "from", "of", "on", "to", "with", "as"}
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,6 @@ def test_the_site_is_the_module_that_leads_out_of_the_mlp(model_type: str) -> No
 def test_orientation_comes_from_the_type_even_on_a_square_matrix() -> None:
     base = pico_base("gpt2")
     square = Conv1D(32, 32)
-    base.site(LAYER).module_name
     base.model.transformer.h[LAYER].mlp.c_proj = square
     site = base.site(LAYER)
     assert site.transposed
