@@ -21,6 +21,9 @@ from rompatch.errors import ArchitectureError, SiteError
 from rompatch.patch import SiteRef
 
 
+_PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """ "float32" for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
@@ -94,16 +97,18 @@ def is_transposed(module: nn.Module, name: str) -> bool:
     """Whether *module* stores W^T. Decided by its type, never by its shape.
 
     Raises:
-        ArchitectureError: the module is neither ``Conv1D`` nor ``Linear``.
+        ArchitectureError: the module is neither ``Conv1D`` nor ``Linear``, or its weights are quantised.
     """
-    if isinstance(module, Conv1D):
-        return True
-    if isinstance(module, nn.Linear):
-        return False
+    weight = getattr(module, "weight", None)
+    plain = isinstance(weight, torch.Tensor) and weight.dtype in _PLAIN
+    # Quantised layers may be subclasses of Linear; their packed weights give them away.
+    if isinstance(module, (Conv1D, nn.Linear)) and plain:
+        return isinstance(module, Conv1D)
+    found = type(module).__name__
     raise ArchitectureError(
         f"The module {name} cannot be edited.",
-        expected="a Linear or Conv1D module",
-        found=type(module).__name__,
+        expected="a Linear or Conv1D module with plain float weights",
+        found=f"{found} of {dtype_name(weight.dtype)}" if isinstance(weight, torch.Tensor) else found,
         next_step="Quantised or wrapped layers must be loaded in float32, float16 or bfloat16.",
     )
 
@@ -242,8 +247,19 @@ def _from_structure(model: PreTrainedModel, model_type: str) -> Architecture:
     raise ArchitectureError(
         f"The architecture {model_type!r} is not in the table, and its structure does not tell the down-projection.",
         expected="one linear module per layer from the MLP's width to the hidden size",
-        found=", ".join(row.pattern for row in found[:8]) or "none",
+        found=", ".join(row.pattern for row in found[:8]) or _fused_experts(model) or "none",
         next_step='Name the module: --module "model.layers.{}.mlp.down_proj" ({} stands for the layer). '
-        "Mixture-of-experts layers have one per expert; name one expert's.",
-        candidates=[row.pattern for row in found],
+        "Mixture-of-experts layers have one per expert: name one expert's, where the experts are modules; experts "
+        "that share one tensor cannot be edited.",
+        candidates=[row.pattern for row in found] or _candidates(model),
+    )
+
+
+def _fused_experts(model: PreTrainedModel) -> str:
+    """Three-dimensional parameters of layer 0, in words: experts that share one tensor."""
+    return ", ".join(
+        f"{path}.{{}}.{name}, experts in one tensor of {tuple(parameter.shape)}"
+        for path, layers in _layer_lists(model)
+        for name, parameter in layers[0].named_parameters()
+        if parameter.dim() == 3
     )

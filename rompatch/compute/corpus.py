@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from rompatch.default_model import file_sha256
 from rompatch.errors import StatisticsError
 from rompatch.tokens import document_separator, document_start_ids
 
@@ -44,7 +46,9 @@ def open_corpus(spec: str) -> Corpus:
     if spec.startswith(HUB_PREFIX):
         return Corpus(name=spec, id=hashlib.sha256(spec.encode()).hexdigest())
     path = Path(spec)
-    paths = sorted(p for p in path.rglob("*") if p.suffix in _TEXT_SUFFIXES) if path.is_dir() else [path]
+    paths = [path]
+    if path.is_dir():
+        paths = sorted(p for p in path.rglob("*") if p.suffix in _TEXT_SUFFIXES and p.is_file())
     if not paths or not path.exists():
         raise StatisticsError(
             f"There is no text to read at {spec!r}.",
@@ -54,16 +58,27 @@ def open_corpus(spec: str) -> Corpus:
         )
     digest = hashlib.sha256()
     for part in paths:
-        digest.update(hashlib.sha256(part.read_bytes()).digest())
-    return Corpus(name=path.name, id=digest.hexdigest(), paths=tuple(paths))
+        try:
+            digest.update(bytes.fromhex(file_sha256(part)))
+        except OSError as problem:
+            raise _unreadable(part, problem) from problem
+    return Corpus(name=path.resolve().name, id=digest.hexdigest(), paths=tuple(paths))
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, length: int) -> Iterator[list[int]]:
     """The corpus as token windows of *length*, each starting with the document start, documents packed without
-    padding. Only the last window may be shorter."""
+    padding. Only the last window may be shorter.
+
+    Raises:
+        StatisticsError: no room for text in a window, or the text cannot be read.
+    """
     start = document_start_ids(tokenizer, True)
     separator = document_separator(tokenizer)
     body = length - len(start)
+    if body < 1:
+        raise StatisticsError(
+            f"A window of {length} tokens holds no text.", expected=f"at least {len(start) + 1} tokens"
+        )
     pending: list[int] = []
     for document in corpus.documents():
         ids = tokenizer(document, add_special_tokens=False, verbose=False).input_ids
@@ -79,24 +94,36 @@ def _file_documents(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as lines:
             if path.suffix == ".jsonl":
-                for line in lines:
-                    yield str(json.loads(line)["text"])
+                yield from (_text_of(json.loads(line)) for line in lines if line.strip())
                 return
             yield from _pieces(lines)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as problem:
-        raise StatisticsError(
-            f"The text file {path} cannot be read.",
-            expected='UTF-8 text, or JSON lines with a "text" field',
-            found=f"{type(problem).__name__}: {problem}",
-        ) from problem
+        raise _unreadable(path, problem) from problem
+
+
+def _text_of(row: object) -> str:
+    text = row["text"] if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise TypeError('a line without a "text" that is text')
+    return text
+
+
+def _unreadable(path: Path, problem: Exception) -> StatisticsError:
+    return StatisticsError(
+        f"The text file {path} cannot be read.",
+        expected='UTF-8 text, or JSON lines with a "text" field',
+        found=f"{type(problem).__name__}: {problem}",
+        next_step="Convert it to UTF-8, or name another file.",
+    )
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[str]:
-    """Documents of a plain text file: a line "= Title =" starts one (WikiText's mark), and none grows endless."""
+    """Documents of a plain text file: a line "= Title =" starts one (WikiText's mark; " = = Section = = " does not),
+    and none grows endless."""
     piece: list[str] = []
     size = 0
     for line in lines:
-        title = line.startswith("= ") and line.rstrip().endswith(" =")
+        title = re.fullmatch(r" ?= [^=].* = *\n?", line)
         if piece and (title or size > _DOCUMENT_CHARS):
             yield "".join(piece)
             piece, size = [], 0

@@ -129,13 +129,17 @@ class Replay:
     def _replaying(self) -> Iterator[None]:
         """Layers below the site's hand back their recordings."""
         lower = list(self._layers[: self._site.layer])
+        own = [vars(layer).get("forward") for layer in lower]  # accelerate's hooks put one on the layer itself
         try:
             for layer, output in zip(lower, self._below, strict=True):
                 layer.forward = _returning(output)
             yield
         finally:
-            for layer in lower:
-                layer.__dict__.pop("forward", None)
+            for layer, forward in zip(lower, own, strict=True):
+                if forward is None:
+                    vars(layer).pop("forward", None)
+                else:
+                    layer.forward = forward
 
 
 class FrozenCache(DynamicCache):

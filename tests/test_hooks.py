@@ -1,0 +1,105 @@
+"""Hooks undo themselves, whatever happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from torch import nn
+
+from rompatch.hooks import StopForward, capture_inputs, edit_output, until_stopped
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+HOOKS: list[Callable[[nn.Module], AbstractContextManager[object]]] = [
+    capture_inputs,
+    lambda module: capture_inputs(module, stop=True),
+    lambda module: edit_output(module, lambda output: output + 1),
+]
+
+
+def n_hooks(network: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+
+
+def test_every_input_is_captured_in_order(network: nn.Sequential) -> None:
+    rows = torch.eye(3)
+    with capture_inputs(network[2]) as seen:
+        for row in rows:
+            network(row)
+    torch.testing.assert_close(torch.stack(seen), network[1](network[0](rows)))
+    network(rows)
+    assert len(seen) == 3, "nothing is captured afterwards"
+
+
+def test_stopping_ends_the_pass_at_the_module(network: nn.Sequential) -> None:
+    later = []
+    network[2].register_forward_hook(lambda *_: later.append(1))
+    with capture_inputs(network[2], stop=True) as seen, until_stopped():
+        network(torch.eye(3))
+    assert len(seen) == 1
+    assert not later
+
+
+def test_the_stop_signal_passes_where_nobody_waits_for_it(network: nn.Sequential) -> None:
+    with pytest.raises(StopForward), capture_inputs(network[0], stop=True):
+        network(torch.eye(3))
+    assert n_hooks(network) == 0
+
+
+def test_waiting_for_the_stop_lets_other_exceptions_through() -> None:
+    with pytest.raises(ZeroDivisionError), until_stopped():
+        raise ZeroDivisionError
+
+
+def test_an_output_is_replaced_while_the_context_lasts(network: nn.Sequential) -> None:
+    rows = torch.eye(3)
+    plain = network(rows)
+    with edit_output(network[2], lambda output: 2 * output):
+        torch.testing.assert_close(network(rows), 2 * plain)
+    torch.testing.assert_close(network(rows), plain, rtol=0, atol=0)
+
+
+def test_a_replaced_output_carries_gradients(network: nn.Sequential) -> None:
+    delta = torch.zeros(2, requires_grad=True)
+    with edit_output(network[2], lambda output: output + delta):
+        (gradient,) = torch.autograd.grad(network(torch.eye(3)).sum(), delta)
+    assert gradient.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_is_gone_afterwards_even_if_the_module_never_ran(
+    network: nn.Sequential, hook: Callable[[nn.Module], AbstractContextManager[object]]
+) -> None:
+    with hook(network[0]):
+        assert n_hooks(network) == 1
+    assert n_hooks(network) == 0
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("raised", [ValueError, KeyboardInterrupt])
+def test_a_hook_is_gone_after_an_exception(
+    network: nn.Sequential,
+    hook: Callable[[nn.Module], AbstractContextManager[object]],
+    raised: type[BaseException],
+) -> None:
+    with pytest.raises(raised), hook(network[0]):
+        raise raised
+    assert n_hooks(network) == 0
+
+
+def test_a_hook_is_gone_after_its_edit_failed(network: nn.Sequential) -> None:
+    def fails(_output: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"), edit_output(network[0], fails):
+        network(torch.eye(3))
+    assert n_hooks(network) == 0
+    assert network(torch.eye(3)).shape == (3, 2)
