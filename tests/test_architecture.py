@@ -42,6 +42,7 @@ RANKS = {
     "bench": 5,
     "report": 6,
     "cli": 7,
+    "__main__": 7,
     "demo": 7,
 }
 """A module or top-level folder of rompatch and its rank; a module imports only from a lower one."""
@@ -52,6 +53,7 @@ NEIGHBOURS = {
     "fingerprints": {"sites"},
     "gguf_cache": {"default_model", "fingerprints", "quiet"},
     "hub": {"default_model"},
+    "__main__": {"cli"},
 }
 """The only imports within a rank: a patch holds an edit request, and loading a base is one job in several files."""
 

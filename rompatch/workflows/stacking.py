@@ -28,7 +28,7 @@ def apply(
         for record in records:
             store.blobs.get(record.id)
         stack = _stack_for(store, records[0])
-        ids = [record.id for record in dict.fromkeys(records)]
+        ids = list(dict.fromkeys(record.id for record in records))
         return ledger.push(stack, ids, message=message, reason=reason, author=author())
 
 

@@ -15,6 +15,9 @@ from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
     from rompatch.workflows.baking import Baked
+    from rompatch.workflows.bases import BaseChange
+    from rompatch.workflows.browsing import Details, Page, Status
+    from rompatch.workflows.checking import Checked
     from rompatch.workflows.creating import Created
     from rompatch.workflows.generating import Generated
     from rompatch.workflows.verifying import Verified
@@ -61,11 +64,42 @@ class Store(OpenStore):
 
         return generating.generate(self, prompts, generating.GenerateOptions(**options))
 
-    def bake(self, out: str | Path) -> Baked:
-        """Write base + stack as a new checkpoint folder; see :func:`rompatch.workflows.baking.bake`."""
-        from rompatch.workflows import baking
+    def bake(self, out: str | Path, *names: str) -> Baked:
+        """Write base + stack (or the patches named) as a new checkpoint folder; see ``baking.bake``."""
+        from rompatch.workflows import baking, bases
 
-        return baking.bake(self, Path(out))
+        records = [self.resolve(name) for name in names] or self.active()
+        return baking.bake(self, Path(out), names=names or None, spec=bases.spec_for(self, records))
+
+    def use(self, model: str, dtype: str | None = None, module: str | None = None) -> BaseChange:
+        """Choose the base of future patches; see :func:`rompatch.workflows.bases.use_base`."""
+        from rompatch.workflows import bases
+
+        return bases.use_base(self, model, dtype, module)
+
+    def details(self, name: str) -> Details:
+        """Everything about one patch; see :func:`rompatch.workflows.browsing.details`."""
+        from rompatch.workflows import browsing
+
+        return browsing.details(self, name)
+
+    def history(self, *, limit: int = 20, offset: int = 0) -> Page:
+        """What happened, newest first; see :func:`rompatch.workflows.browsing.history`."""
+        from rompatch.workflows import browsing
+
+        return browsing.history(self, limit=limit, offset=offset)
+
+    def status(self) -> Status:
+        """Store, base, stack and active patches; see :func:`rompatch.workflows.browsing.status`."""
+        from rompatch.workflows import browsing
+
+        return browsing.status(self)
+
+    def check(self, *, mend: bool = False) -> Checked:
+        """Whether ledger and files are whole and agree; see :func:`rompatch.workflows.checking.check`."""
+        from rompatch.workflows import checking
+
+        return checking.check(self, mend=mend)
 
 
 def open_store(
@@ -84,7 +118,7 @@ def open_store(
     """
     reporter = reporter or Reporter()
     here = start or Path.cwd()
-    root = find_store(_inside(Path(path)) if path is not None else None, here)
+    root = store_root(path, here)
     if root is None:
         if not create:
             raise StoreError(
@@ -100,6 +134,12 @@ def open_store(
     if new:
         reporter.note(f"created the store {root}")
     return Store(root, ledger, Blobs(patches_path(root)), reporter)
+
+
+def store_root(path: str | Path | None, start: Path) -> Path | None:
+    """The folder of the store that *path*, the environment or the folders from *start* upward mean; None: nothing
+    was named and nothing found. Whether there is a ledger in it is another question. Reads only."""
+    return find_store(_inside(Path(path)) if path is not None else None, start)
 
 
 def _inside(path: Path) -> Path:

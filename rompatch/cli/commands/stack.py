@@ -1,0 +1,77 @@
+"""``apply`` and ``revert``: which patches are active."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rompatch.cli import render
+from rompatch.cli.options import WORDS, command, json_option, message_option, option, reason_option
+from rompatch.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from rompatch.store.records import RevisionRecord
+    from rompatch.workflows.store import Store
+
+
+@command("apply", examples=('rompatch apply "Eiffel Tower"', 'rompatch apply 3f2a 91bc -m "after review"'))
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=WORDS)
+@message_option
+@reason_option
+@json_option
+def apply_command(
+    settings: Settings, names: tuple[str, ...], message: str | None, reason: str | None, as_json: bool
+) -> None:
+    """Put patches onto the active stack.
+
+    NAME is an id, four or more digits of one, or a subject. All of them become active as one revision, or none. The
+    order does not matter: equal stacks give equal weights.
+    """
+    with settings.open_store() as store:
+        revision = store.apply(*names, message=message, reason=reason)
+        _report(store, revision, "applied", revision.added, as_json)
+
+
+@command("revert", examples=('rompatch revert "Eiffel Tower"', 'rompatch revert --all --reason "back to the release"'))
+@click.argument("names", metavar="[NAME...]", nargs=-1, type=WORDS)
+@option("--all", "everything", is_flag=True, help="Every active patch.")
+@message_option
+@reason_option
+@json_option
+def revert_command(
+    settings: Settings,
+    names: tuple[str, ...],
+    everything: bool,
+    message: str | None,
+    reason: str | None,
+    as_json: bool,
+) -> None:
+    """Take patches off the active stack.
+
+    The base's own tensors come back bit for bit. NAME is an id, four or more digits of one, or a subject; among
+    several patches on one subject the active one is meant.
+    """
+    if bool(names) == everything:
+        raise click.UsageError(
+            "Name the patches to revert, or say --all." if everything is False else "Say --all or NAMEs, not both."
+        )
+    with settings.open_store() as store:
+        revision = store.revert(*names, message=message, reason=reason)
+        _report(store, revision, "reverted", revision.removed, as_json)
+
+
+def _report(store: Store, revision: RevisionRecord, verb: str, changed: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        render.emit_json(_json(revision))
+        return
+    labels = {patch.id: patch.label for patch in store.patches()}
+    for patch_id in changed:
+        click.echo(f"{verb} {render.plain(labels.get(patch_id, patch_id))}")
+    count = render.patches(len(revision.members))
+    click.echo(f"stack {revision.stack!r} is at revision {revision.number} with {count}")
+
+
+def _json(revision: RevisionRecord) -> dict[str, Any]:
+    lists = {name: list(getattr(revision, name)) for name in ("members", "added", "removed")}
+    return vars(revision) | lists

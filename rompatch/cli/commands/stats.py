@@ -1,0 +1,162 @@
+"""``stats``: key statistics C, built, listed, removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rompatch.cli import render
+from rompatch.cli.options import (
+    MODEL,
+    WORDS,
+    command,
+    global_options,
+    json_option,
+    model_options,
+    option,
+    write_examples,
+    write_options,
+)
+from rompatch.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from rompatch.compute.statistics_files import StatisticsFile
+
+
+class StatsGroup(click.Group):
+    """``stats`` and its subcommands."""
+
+    examples = ("rompatch stats build --corpus wikipedia.txt", "rompatch stats list")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The subcommands, then the global options."""
+        self.format_commands(ctx, formatter)
+        write_options(self, ctx, formatter)
+        write_examples(self.examples, formatter)
+
+
+@click.group("stats", cls=StatsGroup, params=global_options())
+def stats_command() -> None:
+    """Build, list and remove key statistics.
+
+    C, the second moment of a weight's inputs over text, tells a patch which directions to leave alone. `rompatch
+    create` takes the best statistics at hand for its weight; real text is better than text that the model samples.
+    """
+
+
+@command(
+    "build",
+    examples=(
+        "rompatch stats build --corpus wikipedia.txt --tokens 100000",
+        "rompatch stats build --corpus hub:wikitext,wikitext-103-raw-v1",
+        "rompatch stats build --self-sampled --layer 5",
+    ),
+)
+@option(
+    "--corpus",
+    type=WORDS,
+    metavar="FILE|DIR|hub:NAME",
+    help="Text: a file, a folder of .txt, .md and .jsonl files, or a hub data set.",
+)
+@option("--self-sampled", is_flag=True, help="Text that the model samples itself.")
+@option(
+    "--tokens", type=click.IntRange(min=1), metavar="N", help="Tokens to count. Default: 100,000 (sampled: 16,384)."
+)
+@option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sampling.")
+@json_option
+@option("--layer", type=int, metavar="N", group=MODEL, help="The layer. Default: the one that create would edit.")
+@model_options
+def build(settings: Settings, corpus: str | None, self_sampled: bool, as_json: bool, **given: Any) -> None:
+    """Collect statistics over text and save them.
+
+    An interrupted pass over a corpus goes on where it was when the same command is given again.
+    """
+    from rompatch.workflows.collecting import build_statistics
+
+    if (corpus is None) != self_sampled:
+        raise click.UsageError("Say where the text comes from: --corpus or --self-sampled, one of the two.")
+    named = {name: given.pop(name) for name in ("model", "dtype", "module")}
+    with settings.open_store(scratch=True) as store:
+        file = build_statistics(store, corpus, spec=store.base_spec(**named), **given)
+    if as_json:
+        render.emit_json(file.to_json())
+    else:
+        click.echo(f"built {_line(file)}")
+
+
+@command("list", examples=("rompatch stats list",))
+@json_option
+def list_(settings: Settings, as_json: bool) -> None:
+    """List the statistics at hand, those that come with rompatch first."""
+    from rompatch.workflows.statistics import statistics_cache
+
+    files = list(statistics_cache().files())
+    if as_json:
+        render.emit_json({"statistics": [file.to_json() for file in files]})
+        return
+    if not files:
+        settings.reporter().note("no statistics yet: `rompatch stats build --corpus FILE`")
+        return
+    rows = [
+        (
+            file.id[:12],
+            file.key.parameter,
+            file.key.corpus,
+            f"{file.tokens:,}",
+            render.size(file.size),
+            "yes" if file.shipped else "",
+        )
+        for file in files
+    ]
+    click.echo(render.table(("id", "weight", "text", "tokens", "size", "shipped"), rows, right="34", flexible=1))
+
+
+@command("show", examples=("rompatch stats show 3f2a",))
+@click.argument("id", type=WORDS)
+@json_option
+def show(settings: Settings, id: str, as_json: bool) -> None:
+    """Show where statistics come from. ID may be shortened."""
+    from rompatch.workflows.statistics import statistics_cache
+
+    file = statistics_cache().resolve(id)
+    if as_json:
+        render.emit_json(file.to_json())
+        return
+    click.echo(
+        render.fields(
+            [
+                ("id", file.id),
+                ("weight", file.key.parameter),
+                ("text", f"{file.key.corpus} ({file.key.corpus_id[:12]})"),
+                ("tokens", f"{file.tokens:,} in windows of {file.key.window}"),
+                ("base", f"inputs {file.key.inputs_sha256[:12]}, {file.key.dtype}"),
+                ("file", f"{file.path} ({render.size(file.size)})"),
+                *((name, str(value)) for name, value in sorted(file.provenance.items())),
+            ]
+        )
+    )
+
+
+@command("rm", examples=("rompatch stats rm 3f2a",))
+@click.argument("id", type=WORDS)
+@json_option
+def rm(settings: Settings, id: str, as_json: bool) -> None:
+    """Delete cached statistics. ID may be shortened. Patches made with them stay as they are."""
+    from rompatch.workflows.statistics import statistics_cache
+
+    cache = statistics_cache()
+    file = cache.resolve(id)
+    cache.remove(file)
+    if as_json:
+        render.emit_json({"id": file.id, "path": str(file.path)})
+    else:
+        click.echo(f"removed {_line(file)}")
+
+
+def _line(file: StatisticsFile) -> str:
+    return f"{file.id[:12]}: {file.tokens:,} tokens of {render.plain(file.key.corpus)} at {file.key.parameter}"
+
+
+for _subcommand in (build, list_, show, rm):
+    stats_command.add_command(_subcommand)

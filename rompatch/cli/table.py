@@ -1,0 +1,39 @@
+"""Every command by name: where it is, its short help, and the section of ``rompatch --help`` that it stands in.
+
+The short helps are repeated here so that ``--help`` imports no command; a test holds them equal to the commands' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One command: ``module`` inside :mod:`rompatch.cli.commands`, and whether it must answer at once (``quick``)."""
+
+    module: str
+    short_help: str
+    section: str
+    quick: bool = True
+
+
+EDIT, LOOK, USE, MORE = "Edit facts", "Look", "Use the edited model", "More"
+
+COMMANDS: dict[str, Entry] = {
+    "create": Entry("create", "Compute a patch that changes one fact, and record it.", EDIT, quick=False),
+    "apply": Entry("stack", "Put patches onto the active stack.", EDIT),
+    "revert": Entry("stack", "Take patches off the active stack.", EDIT),
+    "rm": Entry("remove", "Delete a patch that is not active.", EDIT),
+    "status": Entry("browse", "Say which store, base and stack are in force.", LOOK),
+    "list": Entry("browse", "List patches, newest first.", LOOK),
+    "show": Entry("show", "Show everything about one patch.", LOOK),
+    "log": Entry("browse", "Show what happened, newest first.", LOOK),
+    "verify": Entry("verify", "Score a patch before and after it is applied.", USE, quick=False),
+    "generate": Entry("generate", "Continue prompts with the edited model.", USE, quick=False),
+    "bake": Entry("bake", "Write base + stack as a new checkpoint folder.", USE, quick=False),
+    "use": Entry("use", "Choose the base model that new patches are made for.", MORE),
+    "stats": Entry("stats", "Build, list and remove key statistics.", MORE, quick=False),
+    "fsck": Entry("fsck", "Check that ledger and patch files are whole and agree.", MORE),
+    "completion": Entry("completion", "Print the script that completes commands in your shell.", MORE),
+}

@@ -1,0 +1,83 @@
+"""Which base a store's next patches are made for, and how the base of an older patch is loaded again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rompatch.default_model import ALIASES
+from rompatch.errors import ModelError, UnknownModelError
+from rompatch.store.records import PatchRecord
+from rompatch.workflows.opened import BASE_SETTING, BaseSpec, OpenStore
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class BaseChange:
+    """The store's base before and after; ``before`` None: none had been chosen."""
+
+    before: BaseSpec | None
+    after: BaseSpec
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        return {"before": None if self.before is None else vars(self.before), "after": vars(self.after)}
+
+
+def use_base(store: OpenStore, model: str, dtype: str | None = None, module: str | None = None) -> BaseChange:
+    """Make *model* the base of future patches. Writes one setting; existing patches keep their own base.
+
+    The model is not loaded: a folder must hold a config.json, a hub id is believed.
+
+    Raises:
+        UnknownModelError: neither a path, an alias nor spelled like a hub id.
+        ModelError: a folder without a model.
+    """
+    saved = store.ledger.setting(BASE_SETTING)
+    spec = store.base_spec(model, dtype, module)
+    _check(spec.model)
+    store.ledger.set_setting(BASE_SETTING, vars(spec))
+    return BaseChange(None if saved is None else BaseSpec(**saved), spec)
+
+
+def remember_spec(store: OpenStore, base_id: str, spec: BaseSpec) -> None:
+    """Remember how the base of id *base_id* was loaded. Writes, if it is news."""
+    if store.ledger.setting(_key(base_id)) != vars(spec):
+        store.ledger.set_setting(_key(base_id), vars(spec))
+
+
+def spec_for(
+    store: OpenStore,
+    records: Sequence[PatchRecord],
+    model: str | None = None,
+    dtype: str | None = None,
+    module: str | None = None,
+) -> BaseSpec:
+    """How to load the base of *records*: as told, else as it was loaded when they were made, else the store's."""
+    if model is not None or not records:
+        return store.base_spec(model, dtype, module)
+    saved = store.ledger.setting(_key(records[0].base_id))
+    spec = store.base_spec() if saved is None else BaseSpec(**saved)
+    return BaseSpec(spec.model, dtype or spec.dtype, module or spec.module)
+
+
+def _key(base_id: str) -> str:
+    return f"base {base_id}"
+
+
+def _check(model: str) -> None:
+    path = Path(model)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"The folder {path} holds no model.", expected="a Hugging Face checkpoint with config.json")
+    if path.exists() or model in ALIASES or (_HUB_ID.fullmatch(model) and not model.endswith(".gguf")):
+        return
+    raise UnknownModelError(
+        f"There is no model {model!r}.",
+        expected="a folder, a .gguf file, an alias or a hub id",
+        found=f"no such path; aliases: {', '.join(ALIASES)}",
+        next_step="Check the spelling, or name a local folder.",
+    )

@@ -1,0 +1,176 @@
+"""list, show, log, status: what the ledger knows, read and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rompatch.errors import RequestError
+from rompatch.store.records import HistoryEvent, PatchRecord, StackRecord, VerificationRecord
+from rompatch.workflows.opened import BASE_SETTING, BaseSpec, OpenStore
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Patches, newest first, and the ids of those that are active."""
+
+    patches: tuple[PatchRecord, ...]
+    active: frozenset[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        return {"patches": [patch_json(record, record.id in self.active) for record in self.patches]}
+
+
+@dataclass(frozen=True)
+class Details:
+    """One patch: its record, where its file is, whether it is active, and its verifications, newest first."""
+
+    record: PatchRecord
+    path: Path
+    active: bool
+    verifications: tuple[VerificationRecord, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        return {
+            **patch_json(self.record, self.active),
+            "path": str(self.path),
+            "header": self.record.header.to_json(),
+            "measurements": dict(self.record.measurements),
+            "verifications": [verification_json(run) for run in self.verifications],
+        }
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of the log, newest first; ``more``: older events follow."""
+
+    events: tuple[HistoryEvent, ...]
+    limit: int
+    offset: int
+    more: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        return {
+            "events": [event_json(event) for event in self.events],
+            "limit": self.limit,
+            "offset": self.offset,
+            "more": self.more,
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is in force: store, base of future patches, stack, active patches; and how many patches there are."""
+
+    root: Path
+    base: BaseSpec
+    base_chosen: bool
+    stack: StackRecord | None
+    active: tuple[PatchRecord, ...]
+    n_patches: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        stack = self.stack
+        return {
+            "store": str(self.root),
+            "base": vars(self.base) | {"chosen": self.base_chosen},
+            "stack": None if stack is None else {"name": stack.name, "revision": stack.revision},
+            "active": [patch_json(record, True) for record in self.active],
+            "n_patches": self.n_patches,
+        }
+
+
+def listing(
+    store: OpenStore, subject: str | None = None, *, active_only: bool = False, limit: int | None = None
+) -> Listing:
+    """Patches, newest first, of one subject or of the active stack if asked. Reads only.
+
+    Raises:
+        RequestError: a negative limit.
+    """
+    _not_negative(limit=limit)
+    active = frozenset(record.id for record in store.active())
+    if not active_only:
+        return Listing(store.patches(subject, limit=limit), active)
+    return Listing(tuple(record for record in store.patches(subject) if record.id in active)[:limit], active)
+
+
+def details(store: OpenStore, name: str) -> Details:
+    """Everything about the patch that *name* means. Reads only; the file itself is not opened.
+
+    Raises:
+        PatchNotFoundError, AmbiguousIdError: it means no patch, or several.
+    """
+    record = store.resolve(name)
+    active = record.id in {member.id for member in store.active()}
+    return Details(record, store.blobs.path(record.id), active, store.ledger.verifications(record.id))
+
+
+def history(store: OpenStore, *, limit: int = 20, offset: int = 0) -> Page:
+    """One page of what happened, newest first. Reads only.
+
+    Raises:
+        RequestError: a negative limit or offset.
+    """
+    _not_negative(limit=limit, offset=offset)
+    events = store.ledger.history(limit=limit + 1, offset=offset)
+    return Page(events[:limit], limit, offset, len(events) > limit)
+
+
+def status(store: OpenStore) -> Status:
+    """What is in force. Reads only."""
+    chosen = store.ledger.setting(BASE_SETTING) is not None
+    return Status(store.root, store.base_spec(), chosen, store.stack(), store.active(), len(store.patches()))
+
+
+def patch_json(record: PatchRecord, active: bool) -> dict[str, Any]:
+    """A patch as lists show it."""
+    return {
+        "id": record.id,
+        "active": active,
+        **record.request.to_json(),
+        "prompt": record.request.prompt,
+        "method": record.header.method,
+        "base": record.header.base.source,
+        "dtype": record.header.base.dtype,
+        "layers": [site.layer for site in record.header.sites],
+        "created_at": record.created_at,
+        "author": record.author,
+        "message": record.message,
+        "file_size": record.file_size,
+    }
+
+
+def verification_json(run: VerificationRecord) -> dict[str, Any]:
+    """A verification without its prompts."""
+    return {
+        "run": run.id,
+        "suite": run.suite,
+        "source": run.suite_source,
+        "created_at": run.created_at,
+        "stack": run.stack,
+        "revision": run.revision,
+        "settings": dict(run.settings),
+        "environment": dict(run.environment),
+        "scores": [vars(score) for score in run.scores],
+    }
+
+
+def event_json(event: HistoryEvent) -> dict[str, Any]:
+    """One line of the log."""
+    return {
+        **vars(event),
+        "patch_ids": list(event.patch_ids),
+        "subjects": list(event.subjects),
+    }
+
+
+def _not_negative(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 0:
+            raise RequestError(f"The {name} must not be negative.", found=number)

@@ -1,0 +1,54 @@
+"""Stores that are not there yet: whether one exists, one in memory, and tidying up after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rompatch.errors import RompatchError
+from rompatch.reporting import Reporter
+from rompatch.store.blobs import Blobs
+from rompatch.store.ledger import Ledger
+from rompatch.store.location import FOLDER, ledger_path, patches_path
+from rompatch.workflows.opened import OpenStore
+from rompatch.workflows.store import Store, store_root
+
+
+def store_exists(path: Path | None, start: Path | None = None) -> bool:
+    """Whether ``open_store(path)`` would find a ledger. Reads only."""
+    root = store_root(path, start or Path.cwd())
+    return root is not None and ledger_path(root).exists()
+
+
+def scratch_store(reporter: Reporter | None = None) -> Store:
+    """An empty store in memory, for plans and for looking at a base: it leaves nothing behind and keeps no patch."""
+    nowhere = Path.cwd() / FOLDER
+    return Store(nowhere, Ledger.open("sqlite://", create=True), Blobs(patches_path(nowhere)), reporter or Reporter())
+
+
+@contextmanager
+def discarded_unless_used(store: OpenStore, *, new: bool) -> Iterator[None]:
+    """Whoever fails in the body takes *store* along if it is *new* and still holds nothing: no patch, no file."""
+    try:
+        yield
+    except BaseException:
+        if new:
+            _discard(store)
+        raise
+
+
+def _discard(store: OpenStore) -> None:
+    try:
+        if store.patches(limit=1) or any(patches_path(store.root).iterdir()):
+            return
+    except (RompatchError, OSError):
+        return
+    store.close()
+    ledger = ledger_path(store.root)
+    for path in (ledger, *(ledger.with_name(ledger.name + end) for end in ("-wal", "-shm", "-journal"))):
+        with suppress(OSError):
+            path.unlink()
+    for folder in (patches_path(store.root), store.root):
+        with suppress(OSError):  # not empty: somebody else's files are in it
+            folder.rmdir()
