@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from rompatch.hooks import edit_output
+from rompatch.hooks import contiguous_input, edit_output
 from rompatch.sites import Site
 from rompatch.tokens import Batch, pad
 
@@ -97,12 +97,9 @@ class Replay:
             return self._forward().float()
 
     def _forward(self) -> Tensor:
-        if self._cache is None:
-            output = self._model(**self._kwargs, use_cache=False, logits_to_keep=self._n_logits)
-        else:
-            output = self._model(
-                **self._kwargs, use_cache=True, past_key_values=self._cache, logits_to_keep=self._n_logits
-            )
+        cached = {"use_cache": False} if self._cache is None else {"use_cache": True, "past_key_values": self._cache}
+        with contiguous_input(self._model.get_output_embeddings()):
+            output = self._model(**self._kwargs, **cached, logits_to_keep=self._n_logits)
         logits: Tensor = output.logits[:, -self._n_logits :]
         return logits
 

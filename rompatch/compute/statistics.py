@@ -28,7 +28,9 @@ WINDOW = 512
 """Tokens per window of corpus text."""
 _BLOCK_TOKENS = 4096
 _SAMPLE_TOKENS = 256
-"""Tokens per self-sampled text."""
+"""Tokens per self-sampled text, where the model's context has room."""
+_STARTER_TOKENS = 16
+"""More than the longest starter takes with its document start."""
 
 
 @dataclass(frozen=True)
@@ -117,28 +119,30 @@ def cholesky_factor(second_moment: Tensor, ridge: float) -> Tensor:
 
 
 class SecondMoment:
-    """A running sum of k k^T: float32 blocks, float64 total."""
+    """A running sum of k k^T: the float32 ``block`` of the last ``in_block`` tokens, and the float64 ``total`` before
+    it; ``count`` tokens in both."""
 
     def __init__(self, d_in: int, total: Tensor | None = None, count: int = 0) -> None:
         self.total = torch.zeros(d_in, d_in, dtype=torch.float64) if total is None else total
         self.count = count
-        self._block = torch.zeros(d_in, d_in)
-        self._in_block = 0
+        self.block = torch.zeros(d_in, d_in)
+        self.in_block = 0
 
     def add(self, keys: Tensor) -> None:
-        """Add the rows of *keys*, (n_tokens, d_in)."""
+        """Add the rows of *keys*, (n_tokens, d_in). ``count`` grows first: an interrupt (Ctrl-C) that leaves the sum
+        half added also leaves a count that differs from the last one announced."""
         rows = keys.float().cpu()
-        self._block.addmm_(rows.T, rows)
-        self._in_block += len(rows)
         self.count += len(rows)
-        if self._in_block >= _BLOCK_TOKENS:
+        self.in_block += len(rows)
+        self.block.addmm_(rows.T, rows)
+        if self.in_block >= _BLOCK_TOKENS:
             self.flush()
 
     def flush(self) -> None:
         """Move the float32 block into the float64 total."""
-        self.total += self._block
-        self._block.zero_()
-        self._in_block = 0
+        self.total += self.block
+        self.block.zero_()
+        self.in_block = 0
 
     def mean(self) -> Tensor:
         """E[k k^T] so far, (d_in, d_in) float32.
@@ -167,13 +171,14 @@ class Progress:
 
 
 def corpus_key(base: Base, site: Site, corpus: Corpus, tokens: int, window: int = WINDOW) -> StatisticsKey:
-    """The key of statistics over *corpus*."""
-    return _key(base, site, corpus.name, corpus.id, tokens, window)
+    """The key of statistics over *corpus*; *window* is cut to the model's context."""
+    return _key(base, site, corpus.name, corpus.id, tokens, min(window, base.context_length))
 
 
 def sampled_key(base: Base, site: Site, tokens: int, seed: int) -> StatisticsKey:
     """The key of statistics over text that the model samples itself."""
-    return _key(base, site, SELF_SAMPLED, f"seed {seed}", tokens, _SAMPLE_TOKENS)
+    length = min(_SAMPLE_TOKENS, base.context_length - _STARTER_TOKENS)
+    return _key(base, site, SELF_SAMPLED, f"seed {seed}", tokens, length)
 
 
 def _key(base: Base, site: Site, corpus: str, corpus_id: str, tokens: int, window: int) -> StatisticsKey:
@@ -252,7 +257,7 @@ def collect_from_samples(
     while moment.count < key.tokens:
         starters = [STARTERS[(batch + i) % len(STARTERS)] for i in range(batch_size)]
         with capture_inputs(site.module) as seen:
-            sample_text(base.model, base.tokenizer, starters, _SAMPLE_TOKENS, seed=seed + batch)
+            sample_text(base.model, base.tokenizer, starters, key.window, seed=seed + batch)
             # The first call holds the starters, padded; every later one is one new token per text.
             for keys in seen[1:]:
                 moment.add(keys.reshape(-1, keys.shape[-1])[: key.tokens - moment.count])

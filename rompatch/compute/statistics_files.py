@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,10 @@ class StatisticsCache:
             if names == {"second_moment"}:
                 matrix = handle.get_tensor("second_moment")
             elif names == {"triangle", "scale"}:
-                matrix = unpack_factor(handle.get_tensor("triangle"), handle.get_tensor("scale"))
+                triangle, scale = handle.get_tensor("triangle"), handle.get_tensor("scale")
+                if scale.dim() != 1 or triangle.shape != (len(scale) * (len(scale) + 1) // 2,):
+                    raise _damaged(file.path, f"a triangle of shape {tuple(triangle.shape)}")
+                matrix = unpack_factor(triangle, scale)
             else:
                 raise _damaged(file.path, f"tensors {sorted(names)}")
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not torch.isfinite(matrix).all():
@@ -134,16 +138,21 @@ class StatisticsCache:
 
         Raises:
             StatisticsError: it came with the package.
+            OutputError: the file cannot be deleted.
         """
         if file.shipped:
             raise StatisticsError(f"The statistics {file.id[:SHORT_ID]} come with rompatch and cannot be removed.")
-        file.path.unlink()
+        try:
+            file.path.unlink(missing_ok=True)
+        except OSError as problem:
+            raise OutputError(f"The key statistics in {file.path} cannot be removed.", found=str(problem)) from problem
 
     def save_partial(self, key: StatisticsKey, moment: SecondMoment, windows: int) -> None:
-        """Keep an interrupted pass: its float64 total, how many windows it read and tokens it counted."""
-        moment.flush()
-        metadata = {_METADATA: canonical_json({"windows": windows, "count": moment.count})}
-        _write(self._partial_path(key), {"total": moment.total}, metadata)
+        """Keep an interrupted pass: its sums as they are (so that going on rounds as never stopping), how many windows
+        it read and tokens it counted."""
+        state = {"windows": windows, "count": moment.count, "in_block": moment.in_block}
+        tensors = {"block": moment.block, "total": moment.total}
+        _write(self._partial_path(key), tensors, {_METADATA: canonical_json(state)})
 
     def load_partial(self, key: StatisticsKey) -> tuple[SecondMoment, int] | None:
         """An interrupted pass with this key, or None. A damaged one counts as none."""
@@ -153,12 +162,16 @@ class StatisticsCache:
         try:
             with _opened(path) as handle:
                 state = json.loads((handle.metadata() or {})[_METADATA])
-                total = handle.get_tensor("total")
-        except (StatisticsError, KeyError, ValueError):
+                total, block = handle.get_tensor("total"), handle.get_tensor("block")
+            moment = SecondMoment(len(total), total, int(state["count"]))
+            moment.in_block, windows = int(state["in_block"]), int(state["windows"])
+        except (StatisticsError, SafetensorError, KeyError, TypeError, ValueError):
             return None
-        if total.dtype != torch.float64 or not torch.isfinite(total).all():
+        shapes_fit = total.shape == block.shape == moment.block.shape and total.dtype == torch.float64
+        if not shapes_fit or not torch.isfinite(total).all() or not torch.isfinite(block).all():
             return None
-        return SecondMoment(len(total), total, int(state["count"])), int(state["windows"])
+        moment.block = block
+        return moment, windows
 
     def _partial_path(self, key: StatisticsKey) -> Path:
         return self.folder / f"{key.id}.partial"
@@ -209,7 +222,8 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
             next_step="Free some space, or set ROMPATCH_CACHE to another folder.",
         ) from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder could not even be made, there is nothing to remove
+            temporary.unlink()
 
 
 def _opened(path: Path) -> Any:
