@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.edits import PLACEHOLDER
+from rompatch.errors import ComputeError
 from rompatch.tokens import encode_prompt, pad, pad_id
 
 STARTERS = (
@@ -63,6 +64,9 @@ def sample_text(
     """*n_tokens* sampled behind each starter at temperature 1, starter included in the text.
 
     The global random state is left as it was. ``top_k=0`` samples from the whole vocabulary.
+
+    Raises:
+        ComputeError: the model's probabilities are not numbers.
     """
     batch = pad(
         [encode_prompt(tokenizer, starter, True) for starter in starters],
@@ -81,7 +85,17 @@ def sample_text(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
-        output: Tensor = model.generate(**batch.to_kwargs(), generation_config=config)  # type: ignore[operator]
+        try:
+            output: Tensor = model.generate(**batch.to_kwargs(), generation_config=config)  # type: ignore[operator]
+        except RuntimeError as problem:
+            if "probability tensor" not in str(problem):
+                raise
+            raise ComputeError(
+                "The model's probabilities are not numbers.",
+                expected="finite logits",
+                found="NaN or infinity",
+                next_step="Load the base with --dtype float32; if that does not help, its weights are damaged.",
+            ) from problem
     continuations = output[:, batch.input_ids.shape[1] :]
     texts = tokenizer.batch_decode(continuations, skip_special_tokens=True)
     return [starter + text for starter, text in zip(starters, texts, strict=True)]

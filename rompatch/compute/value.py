@@ -20,7 +20,7 @@ from rompatch.compute import rome
 from rompatch.compute.gather import ESSENCE_TEMPLATE, contextual_prompts
 from rompatch.compute.replay import EditedRow, Replayer
 from rompatch.edits import EditRequest, fill
-from rompatch.errors import ComputeError
+from rompatch.errors import ComputeError, TargetError
 from rompatch.tokens import encode_pair, encode_subject
 
 
@@ -70,12 +70,23 @@ class OptimisedValue:
 def value_rows(
     tokenizer: PreTrainedTokenizerBase, request: EditRequest, contexts: Sequence[str], document_start: bool
 ) -> ValueRows:
-    """The rows of eq. 8: every context with prompt and target (its last token is only predicted), and "{s} is a"."""
+    """The rows of eq. 8: every context with prompt and target (its last token is only predicted), and "{s} is a".
+
+    Raises:
+        SubjectError, TargetError: subject or target have no token of their own.
+    """
     rows = []
     target_ids: list[int] = []
     for text, start in contextual_prompts(request, contexts):
         pair = encode_pair(tokenizer, text, request.target_new, document_start)
         subject = encode_subject(tokenizer, text, request.subject, start, document_start)
+        if subject.subject_last >= len(pair.prompt_ids):
+            raise TargetError(
+                f"The subject {request.subject!r} and the object {request.target_new!r} share a token.",
+                expected="words between them, or a space",
+                found=f"the template {request.template!r}",
+                next_step="Choose a template in which the object does not follow the subject at once.",
+            )
         rows.append(EditedRow([*pair.prompt_ids, *pair.target_ids[:-1]], subject.subject_last))
         target_ids = target_ids or pair.target_ids
     essence = encode_subject(

@@ -112,17 +112,18 @@ def _collect(
     from rompatch.compute.corpus import open_corpus
     from rompatch.compute.statistics import collect_from_corpus
 
-    saved = time.monotonic()
+    saved, counted = time.monotonic(), moment.count
     try:
         for progress in collect_from_corpus(base, site, open_corpus(spec), key, moment=moment, windows_done=done):
-            done = progress.windows
+            done, counted = progress.windows, progress.tokens
             reporter.step("key statistics", progress.tokens, progress.wanted)
             if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
                 cache.save_partial(key, moment, done)
                 saved = time.monotonic()
     except KeyboardInterrupt:
-        cache.save_partial(key, moment, done)
-        reporter.note(f"kept {moment.count:,} tokens; the same command goes on from there")
+        if moment.count == counted:  # else it came while a batch was being added, and the last save is the whole one
+            cache.save_partial(key, moment, done)
+            reporter.note(f"kept {moment.count:,} tokens; the same command goes on from there")
         raise
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rompatch.compute import rome as equations
-from rompatch.compute.gather import GatheredKeys, encode_contexts, gather_keys
+from rompatch.compute.gather import GatheredKeys, check_length, encode_contexts, gather_keys
 from rompatch.compute.methods.base import Computation, Notify, Stopwatch, silent
 from rompatch.compute.replay import FullForward, Replay, Replayer
 from rompatch.compute.statistics import Statistics
@@ -88,6 +88,7 @@ def compute(
         gathered = gather_keys(base.model, base.tokenizer, site, rows)
     with watch.phase("value"):
         targets = value_rows(base.tokenizer, request, contexts, document_start)
+        check_length(base.model, max(len(row.ids) for row in targets.rows))
         replayer, replayed = make_replayer(base, site, targets)
         value = optimise_value(replayer, targets.target_ids, gathered.output, hparams, _reporter(notify, hparams.steps))
     with watch.phase("update"):
