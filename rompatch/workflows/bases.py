@@ -38,7 +38,7 @@ def use_base(store: OpenStore, model: str, dtype: str | None = None, module: str
         ModelError: a folder without a model.
     """
     saved = store.ledger.setting(BASE_SETTING)
-    spec = store.base_spec(model, dtype, module)
+    spec = store.base_spec(model, dtype, module) if model.strip() else BaseSpec("")
     _check(spec.model)
     store.ledger.set_setting(BASE_SETTING, vars(spec))
     return BaseChange(None if saved is None else BaseSpec(**saved), spec)
@@ -71,9 +71,9 @@ def _key(base_id: str) -> str:
 
 def _check(model: str) -> None:
     path = Path(model)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if model and path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"The folder {path} holds no model.", expected="a Hugging Face checkpoint with config.json")
-    if path.exists() or model in ALIASES or (_HUB_ID.fullmatch(model) and not model.endswith(".gguf")):
+    if (model and path.exists()) or model in ALIASES or (_HUB_ID.fullmatch(model) and not model.endswith(".gguf")):
         return
     raise UnknownModelError(
         f"There is no model {model!r}.",
