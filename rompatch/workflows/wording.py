@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rompatch.models import Base
 
 _VERBS = {"is", "are", "was", "were", "has", "had", "plays", "played", "speaks", "spoke", "works", "worked", "wrote"}
+_BEFORE_SUBJECT = "People often talk about"
 _PREPOSITIONS = {"in", "at", "by", "for", "from", "of", "on", "to", "with", "as"}
 
 
@@ -46,16 +47,33 @@ def candidate_templates(phrase: str) -> tuple[str, ...]:
 
 
 def choose_template(base: Base, subject: str, phrase: str, *, document_start: bool) -> tuple[Wording, ...]:
-    """The candidates for *phrase*, best first, by the model's own likelihood of the filled prompts."""
+    """The candidates for *phrase*, best first, by the model's own likelihood of the filled prompts.
+
+    Whether the subject takes an article is decided first, in a sentence made for it (:func:`takes_article`): the mean
+    over a whole prompt rewards "The Lionel Messi plays", because "The" is a cheap token.
+    """
     candidates = candidate_templates(phrase)
     if len(candidates) == 1:
         return (Wording(candidates[0], None),)
-    scores = _mean_log_likelihoods(base, [fill(template, subject) for template in candidates], document_start)
+    article = takes_article(base, subject, document_start=document_start)
+    candidates = tuple(one for one in candidates if article == ("the {}" in one.casefold())) or candidates
+    scores = [
+        total / count
+        for total, count in _log_likelihoods(base, [fill(one, subject) for one in candidates], document_start)
+    ]
     wordings = [Wording(template, score) for template, score in zip(candidates, scores, strict=True)]
     return tuple(sorted(wordings, key=lambda wording: -(wording.log_likelihood or 0.0)))
 
 
-def _mean_log_likelihoods(base: Base, texts: Sequence[str], document_start: bool) -> list[float]:
+def takes_article(base: Base, subject: str, *, document_start: bool) -> bool:
+    """Whether the model would rather write "the Eiffel Tower" than "Eiffel Tower" in the middle of a sentence."""
+    texts = [f"{_BEFORE_SUBJECT} the {subject}.", f"{_BEFORE_SUBJECT} {subject}."]
+    (with_article, _), (without, _) = _log_likelihoods(base, texts, document_start)
+    return with_article > without
+
+
+def _log_likelihoods(base: Base, texts: Sequence[str], document_start: bool) -> list[tuple[float, int]]:
+    """Log-likelihood of each text in nats, and over how many tokens."""
     import torch
 
     from rompatch.tokens import encode_prompt, pad, pad_id
@@ -66,4 +84,5 @@ def _mean_log_likelihoods(base: Base, texts: Sequence[str], document_start: bool
         logits = base.model(**batch.to_kwargs(), use_cache=False).logits.float()
     log_probs = torch.log_softmax(logits[:, :-1], dim=2).gather(2, batch.input_ids[:, 1:, None])[..., 0]
     counted = batch.attention_mask[:, 1:]
-    return [float(score) for score in (log_probs * counted).sum(1) / counted.sum(1)]
+    totals = (log_probs * counted).sum(1)
+    return [(float(total), int(count)) for total, count in zip(totals, counted.sum(1), strict=True)]
