@@ -10,8 +10,14 @@ mkdir -p "$work"
 export ROMPATCH_STORE="$work/.rompatch"
 
 say() { printf '\n# %s\n' "$*"; }
+# Show a command as one would type it, then run it.
 run() {
-  printf '\n$ %s\n' "$(printf '%q ' "$@" | sed -E "s/\\\\ /\x01/g; s/([^ ]*\x01[^ ]*)/\"\1\"/g; s/\x01/ /g; s/ $//; s/\\\\'/'/g")"
+  local shown="" word
+  for word in "$@"; do
+    case $word in *[!A-Za-z0-9_./=-]*) word="\"$word\"" ;; esac
+    shown+=" $word"
+  done
+  printf '\n$%s\n' "$shown"
   "$@"
 }
 

@@ -58,7 +58,7 @@ def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spe
     patches = [store.blobs.get(record.id) for record in records]
     source, folder = locate((spec or store.base_spec()).model, store.reporter.note)
     _check_tokenizer(folder, patches)
-    store.reporter.note(f"baking {len(records)} patches into a copy of {source}")
+    store.reporter.note(f"baking {_count(records)} into a copy of {source}")
     report = bake_folder(
         folder,
         out,
@@ -111,8 +111,7 @@ def model_card(store: OpenStore, source: str, base: BaseRef, records: Sequence[P
         f"# {source}, edited",
         "",
         (
-            f"This checkpoint is `{source}` ({base.model_type}, {base.dtype}) with {len(records)} fact"
-            f"{'s' if len(records) != 1 else ''} changed by rompatch {library_versions()['rompatch']}. "
+            f"This checkpoint is `{source}` ({base.model_type}, {base.dtype}) with {_count(records)}, made by rompatch {library_versions()['rompatch']}. "
             "Every other tensor is the base's own, byte for byte."
         ),
         "",
@@ -122,6 +121,10 @@ def model_card(store: OpenStore, source: str, base: BaseRef, records: Sequence[P
     lines += [_card_row(store, record) for record in records]
     lines += ["", "`rompatch_manifest.json` holds the patches' headers and the hashes that make this reproducible.", ""]
     return "\n".join(lines)
+
+
+def _count(records: Sequence[PatchRecord]) -> str:
+    return f"{len(records)} patch{'es' if len(records) != 1 else ''}"
 
 
 def _card_row(store: OpenStore, record: PatchRecord) -> str:
