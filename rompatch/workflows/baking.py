@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rompatch import __version__
 from rompatch.errors import ConflictError
 from rompatch.patch import SHORT_ID, BaseRef, Patch
 from rompatch.store.records import PatchRecord
@@ -111,8 +112,8 @@ def model_card(store: OpenStore, source: str, base: BaseRef, records: Sequence[P
         f"# {source}, edited",
         "",
         (
-            f"This checkpoint is `{source}` ({base.model_type}, {base.dtype}) with {_count(records)}, made by rompatch {library_versions()['rompatch']}. "
-            "Every other tensor is the base's own, byte for byte."
+            f"This checkpoint is `{source}` ({base.model_type}, {base.dtype}) with {_count(records)}, "
+            f"made by rompatch {__version__}. Every other tensor is the base's own, byte for byte."
         ),
         "",
         "| patch | prompt | was | now | S | ES | PS | NS |",
