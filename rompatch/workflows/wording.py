@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rompatch.edits import PLACEHOLDER, fill
+from rompatch.errors import RequestError, SubjectError
 
 if TYPE_CHECKING:
     from rompatch.models import Base
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 _VERBS = {"is", "are", "was", "were", "has", "had", "plays", "played", "speaks", "spoke", "works", "worked", "wrote"}
 _BEFORE_SUBJECT = "People often talk about"
 _PREPOSITIONS = {"in", "at", "by", "for", "from", "of", "on", "to", "with", "as"}
+_ROOM = 20
+"""Tokens that a context prefix and an answer take beside the prompt; wordings differ by less."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,15 @@ def choose_template(base: Base, subject: str, phrase: str, *, document_start: bo
 
     Whether the subject takes an article is decided first, in a sentence made for it (:func:`takes_article`): the mean
     over a whole prompt rewards "The Lionel Messi plays", because "The" is a cheap token.
+
+    Raises:
+        RequestError: there is no phrase.
+        SubjectError: a prompt with the subject in it is longer than the model's context.
     """
+    if not phrase.strip():
+        raise RequestError("The relation is empty.", next_step='Say how they are related: "located in".')
     candidates = candidate_templates(phrase)
+    _check_length(base, fill(candidates[0], subject), document_start)
     if len(candidates) == 1:
         return (Wording(candidates[0], None),)
     article = takes_article(base, subject, document_start=document_start)
@@ -70,6 +80,19 @@ def takes_article(base: Base, subject: str, *, document_start: bool) -> bool:
     texts = [f"{_BEFORE_SUBJECT} the {subject}.", f"{_BEFORE_SUBJECT} {subject}."]
     (with_article, _), (without, _) = _log_likelihoods(base, texts, document_start)
     return with_article > without
+
+
+def _check_length(base: Base, text: str, document_start: bool) -> None:
+    from rompatch.tokens import encode_prompt
+
+    length = len(encode_prompt(base.tokenizer, text, document_start)) + _ROOM
+    if length > base.context_length:
+        raise SubjectError(
+            "The prompt with its subject is longer than the model's context.",
+            expected=f"at most {base.context_length} tokens, {_ROOM} of them for contexts and an answer",
+            found=f"{length} tokens",
+            next_step="Shorten the subject or the prompt.",
+        )
 
 
 def _log_likelihoods(base: Base, texts: Sequence[str], document_start: bool) -> list[tuple[float, int]]:
