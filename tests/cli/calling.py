@@ -16,6 +16,7 @@ import rompatch
 from rompatch.patch import Patch
 from rompatch.workflows.store import open_store
 
+TOWER = ("create", "Eiffel Tower", "located in", "Rome")
 QUICK = ("--statistics", "none", "--steps", "3")
 CHECKOUT = Path(rompatch.__file__).parent.parent
 

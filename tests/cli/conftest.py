@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import Run, put
+from calling import QUICK, TOWER, Run, put, read
 from click.testing import CliRunner, Result
 from pico import save_pico
 from tiny_patches import tiny_patch
@@ -44,6 +45,24 @@ def run() -> Run:
         return result
 
     return call
+
+
+@pytest.fixture(scope="session")
+def prepared(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store on the pico model with one patch, to be copied; and the patch's id."""
+    folder = tmp_path_factory.mktemp("prepared")
+    args = [*TOWER, "--model", str(pico_folder), *QUICK, "--json", "--store", str(folder / ".rompatch")]
+    result = CliRunner().invoke(cli, args)
+    assert result.exit_code == 0, result.stderr
+    return folder / ".rompatch", str(read(result)["id"])
+
+
+@pytest.fixture
+def made(prepared: tuple[Path, str], place: Path) -> str:
+    """A store of its own on the pico model with one patch; its id."""
+    folder, identity = prepared
+    shutil.copytree(folder, place / ".rompatch")
+    return identity
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_apply_is_all_or_nothing(run: Run, two: Two, place: Path) -> None:
 
 def test_applying_twice_is_refused_with_the_reason(run: Run, two: Two) -> None:
     run("apply", two[0])
-    assert "active already" in run("apply", two[0], code=1).stderr
+    assert "is already active" in run("apply", two[0], code=1).stderr
 
 
 def test_the_same_name_twice_counts_once(run: Run, two: Two) -> None:

@@ -7,15 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from calling import QUICK, Run, contents, read
-
-TOWER = ("create", "Eiffel Tower", "located in", "Rome")
-
-
-@pytest.fixture
-def made(run: Run, pico_folder: Path) -> str:
-    """A store on the pico model with one patch; its id."""
-    return str(read(run(*TOWER, "--model", pico_folder, *QUICK, "--json"))["id"])
+from calling import QUICK, TOWER, Run, contents, read
+from pico import save_pico
 
 
 def test_create_prints_what_a_newcomer_wants_to_know(run: Run, pico_folder: Path, place: Path) -> None:
@@ -117,7 +110,7 @@ def test_a_missed_gate_prints_the_results_first_and_exits_with_3(run: Run, made:
     assert "S   harmonic mean" in result.stdout
     assert "misses 1 of its gates" in result.stderr
     assert "at least 100.0 wanted" in result.stderr
-    data = read(run("verify", made, "--min-es", 100, "--min-ns", 0, "--json", code=3))
+    data = read(run("verify", made, "--min-score", 100, "--min-ns", 0, "--json", code=3))
     assert len(data["missed_gates"]) == 1
     run("verify", made, "--min-es", 0, "--min-ps", 0, "--min-ns", 0)
 
@@ -182,8 +175,6 @@ def test_bake_writes_a_checkpoint_and_overwrites_nothing(run: Run, made: str, pl
 def test_patches_keep_their_own_base_when_the_store_goes_on_with_another(
     run: Run, made: str, place: Path, tmp_path: Path
 ) -> None:
-    from pico import save_pico
-
     other = save_pico(tmp_path / "other", "gpt2", seed=3)
     run("use", other)
     run("apply", made)
@@ -193,7 +184,7 @@ def test_patches_keep_their_own_base_when_the_store_goes_on_with_another(
     assert json.loads((place / "out" / "config.json").read_text())["model_type"] == "llama"
     new = read(run("create", "Big Ben", "located in", "Rome", *QUICK, "--json"))
     assert new["plan"]["base"]["model_type"] == "gpt2"
-    assert "another base" in run("apply", new["id"], code=1).stderr
+    assert "but stack 'main' is on another one" in run("apply", new["id"], code=1).stderr
     assert [one["id"] for one in read(run("status", "--json"))["active"]] == [made]
 
 
@@ -214,6 +205,7 @@ def test_statistics_are_built_listed_used_and_removed(run: Run, pico_folder: Pat
     run("stats", "show", short, code=1)
 
 
+@pytest.mark.slow
 def test_statistics_from_text_that_the_model_samples(run: Run, pico_folder: Path) -> None:
     built = read(
         run("stats", "build", "--self-sampled", "--tokens", 200, "--model", pico_folder, "--seed", 3, "--json")

@@ -1,0 +1,131 @@
+"""docs/json.md is the whole truth: every key it lists is printed, and no key is printed that it does not list."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from calling import CHECKOUT, TOWER, Run, put, read
+from tiny_patches import tiny_patch
+
+from rompatch.cli.reference import all_commands
+
+PAGE = (CHECKOUT / "docs" / "json.md").read_text(encoding="utf-8")
+_ROW = re.compile(r"\| (`(?P<key>[^`]+)`|\(top level\)) \| (\[(?P<object>\w+)\]\([^)]*\))?(?P<type>[^|]*) \|")
+
+
+def _tables() -> dict[str, list[tuple[str, str | None]]]:
+    """Heading to its rows: key ("" for the top level), and the object that its type names."""
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    heading = ""
+    for line in PAGE.splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+            found[heading] = []
+        elif (row := _ROW.match(line)) and row["key"] != "key":
+            found[heading].append((row["key"] or "", row["object"]))
+    return found
+
+
+TABLES = _tables()
+
+
+def documented(heading: str) -> set[str]:
+    paths = set()
+    for key, name in TABLES[heading]:
+        inner = {""} if name is None else documented(name)
+        paths |= {".".join(part for part in (key, path) if part) for path in inner}
+    return paths
+
+
+def printed(value: Any, path: str = "") -> Iterator[str]:
+    """The paths of all leaves; an empty or null container is a leaf as well."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from printed(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and value:
+        for inner in value:
+            yield from printed(inner, f"{path}[]")
+    else:
+        yield path + ("[]" if value == [] else "")
+
+
+def matches(path: str, known: str) -> bool:
+    """Whether a printed *path* is the documented one: itself, below a ``.*``, or an empty container above it."""
+    if known.endswith(".*"):
+        return path.startswith(known[:-1]) or path == known[:-2] or known.startswith(f"{path}.")
+    return path == known or known.startswith((f"{path}.", f"{path}["))
+
+
+def complete(path: str, known: str) -> bool:
+    return path == known or (known.endswith(".*") and path.startswith(known[:-1]))
+
+
+def check(heading: str, *samples: Any) -> None:
+    known = documented(heading)
+    paths = {path for sample in samples for path in printed(sample)}
+    unknown = {path for path in paths if not any(matches(path, one) for one in known)}
+    assert not unknown, f"not in docs/json.md: {sorted(unknown)}"
+    missing = {one for one in known if not any(complete(path, one) for path in paths)}
+    assert not missing, f"in docs/json.md, but never printed: {sorted(missing)}"
+    json.dumps(samples, allow_nan=False)
+
+
+def test_every_command_with_json_is_documented_and_no_other() -> None:
+    speaking = {path for path, command, _ in all_commands() if any("--json" in param.opts for param in command.params)}
+    assert speaking == {heading for heading in TABLES if heading.startswith("rompatch ")}
+
+
+def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> None:
+    text = place / "text.txt"
+    text.write_text("The Eiffel Tower is in Paris. Big Ben is in London.\n" * 100)
+    built = read(run("stats", "build", "--corpus", text, "--tokens", 300, "--model", pico_folder, "--json"))
+    check("rompatch stats build", built)
+    check("rompatch stats list", read(run("stats", "list", "--json")))
+    check("rompatch stats show", read(run("stats", "show", built["id"], "--json")))
+    create = (*TOWER, "--model", pico_folder, "--steps", 2, "--json")
+    plan = read(run(*create, "--dry-run"))
+    made = read(run(*create, "--apply"))
+    check("rompatch create", plan, made, read(run(*create)))
+    check("rompatch stats rm", read(run("stats", "rm", built["id"], "--json")))
+    verified = read(run("verify", made["id"], "--json"))
+    suite = {"rompatch_suite": 1, "name": "n", "source": "s", "untested": ["x"]}
+    prompt = {"kind": "rewrite", "text": "The Eiffel Tower is in", "target_new": "Paris", "target_true": "Rome"}
+    (place / "suite.json").write_text(json.dumps(suite | {"prompts": [prompt]}))
+    one = ("verify", made["id"], "--in-stack", "--suite", place / "suite.json", "--min-ns", 90, "--json")
+    check("rompatch verify", verified, read(run(*one, code=3)))
+    check("rompatch show", read(run("show", made["id"], "--json")))
+    check("rompatch status", read(run("status", "--json")))
+    check("rompatch generate", read(run("generate", "Rome", "--compare", "--max-new-tokens", 2, "--json")))
+    baked = read(run("bake", "out", "--json"))
+    check("rompatch bake", baked, baked | {"left_out": ["optimizer.pt"]})
+
+
+def test_the_ledger_s_commands(run: Run, two: tuple[str, str], place: Path) -> None:
+    tower, bell = two
+    applied = read(run("apply", tower, bell, "-m", "m", "--reason", "r", "--json"))
+    assert applied["removed"] == []
+    check("rompatch apply", applied | {"removed": ["never"]})
+    check("rompatch list", read(run("list", "--json")))
+    check("rompatch log", read(run("log", "--json")))
+    reverted = read(run("revert", tower, "--json"))
+    check("rompatch revert", reverted | {"added": ["never"]})
+    check("rompatch rm", read(run("rm", tower, "--yes", "--json")))
+    check("rompatch use", read(run("use", "smollm2-135m", "--json")), read(run("use", "smollm2-135m", "--json")))
+    put(tiny_patch("Louvre", seed=4), place)
+    path = next(place.rglob(f"{bell}*"))
+    path.write_bytes(b"")
+    check("rompatch fsck", read(run("fsck", "--json", code=1)))
+
+
+def test_printed_paths_name_lists_and_objects() -> None:
+    assert set(printed({"a": [{"b": 1}], "c": {}, "d": [], "e": None})) == {"a[].b", "c", "d[]", "e"}
+
+
+def test_errors_print_no_json(run: Run, two: tuple[str, str]) -> None:
+    result = run("show", "nothing", "--json", code=4)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
