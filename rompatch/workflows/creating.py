@@ -135,7 +135,7 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
         StoreError, OutputError: it could not be saved.
     """
     options = options or CreateOptions()
-    _check_early(subject, target, options)
+    _check_early(subject, relation, target, options)
     spec = options.spec or store.base_spec()
     base = store.base(spec, device=options.device)
     plan = make_plan(store, base, subject, relation, target, options)
@@ -146,9 +146,9 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
         return _applied(store, Created(plan, same[0]), options)
     for other in (record for record in plan.existing if record not in same):
         store.reporter.note(f"patch {other.label} exists for the same subject and relation, with another object")
-    store.remember_base(spec)
     patch, measurements = _compute(store, base, plan, options)
     path = store.blobs.put(patch)
+    store.remember_base(spec)  # not before: a create that fails leaves nothing
     record = store.ledger.add_patch(
         patch.header,
         patch_id=patch.id,
@@ -276,9 +276,13 @@ def _applied(store: OpenStore, created: Created, options: CreateOptions) -> Crea
     return replace(created, revision=stacking.apply(store, [created.record.id], message=options.message))
 
 
-def _check_early(subject: str, target: str, options: CreateOptions) -> None:
+def _check_early(subject: str, relation: str, target: str, options: CreateOptions) -> None:
     """What can be refused before the model is loaded."""
-    EditRequest(subject, "{}", target, options.true)
+    EditRequest(subject, relation if "{}" in relation and options.prompt is None else "{}", target, options.true)
+    if not relation.strip() and options.prompt is None:
+        raise RequestError(
+            "The relation is empty.", next_step='Say what the fact is about: "located in", or "The {} is located in".'
+        )
     if options.prompt is not None and "{}" not in options.prompt and subject in options.prompt:
         raise RequestError(
             f"The prompt {options.prompt!r} names the subject itself.",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rompatch.models import Base
 
 _FIELDS = {"model_type", "n_layers", "hidden_size", "layer", "document_start", "hparams", "evidence"}
+_KINDS = {"layer": (int, type(None)), "document_start": (bool,), "hparams": (dict,)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise RequestError(
             f"The preset {path} is not one.", expected=f"an object with {', '.join(sorted(_FIELDS))}", found=found
         )
+    for name, kinds in _KINDS.items():
+        if name in data and type(data[name]) not in kinds:
+            raise RequestError(f"The preset {path} has a {name} that is not one.", found=repr(data[name]))
     return data
 
 

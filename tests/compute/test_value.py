@@ -1,0 +1,233 @@
+"""v*: the optimisation of eq. 8 against a plain loop, and what it does when things go wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pico import END, pico_base
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rompatch.compute.gather import encode_contexts, gather_keys
+from rompatch.compute.methods.rome import RomeHparams, compute, make_replayer
+from rompatch.compute.replay import FullForward, Replayer
+from rompatch.compute.value import OptimisedValue, StepLoss, ValueHparams, ValueRows, optimise_value, value_rows
+from rompatch.edits import EditRequest
+from rompatch.errors import ComputeError, SubjectError, TargetError
+from rompatch.models import Base
+from rompatch.sites import Site
+from rompatch.tokens import pad_id
+
+LAYER = 1
+CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains. {}")
+REQUEST = EditRequest("Eiffel Tower", "The {} is located in", "Vienna, Berlin")
+HPARAMS = ValueHparams(lr=0.3, steps=5, early_stop_loss=0.0)
+
+
+def naive_rows(base: Base, request: EditRequest) -> tuple[list[tuple[list[int], int]], list[int]]:
+    """(ids, index of the subject's last token) for every context with the target, and the target's ids.
+
+    Counts tokens of the text up to the subject's end: right as long as a space follows the subject."""
+
+    def ids(text: str) -> list[int]:
+        return base.tokenizer(text, add_special_tokens=False).input_ids
+
+    start, target = base.tokenizer.convert_tokens_to_ids(END), ids(" " + request.target_new)
+    rows = []
+    for context in CONTEXTS:
+        prompt = context.replace("{}", request.template.replace("{}", request.subject))
+        through = prompt[: prompt.index(request.subject) + len(request.subject)]
+        rows.append(([start, *ids(prompt), *target[:-1]], len(ids(through))))
+    return rows, target
+
+
+def naive_value(base: Base, site: Site, request: EditRequest, hparams: ValueHparams) -> tuple[Tensor, list[float]]:
+    """Eq. 8 with the authors' details (DESIGN section 2), one row at a time, Adam written out."""
+    tokenizer, model = base.tokenizer, base.model
+    rows, target = naive_rows(base, request)
+    essence = [tokenizer.convert_tokens_to_ids(END), *tokenizer(f"{request.subject} is a").input_ids]
+    essence_last = len(tokenizer(request.subject).input_ids)
+    outputs: list[Tensor] = []
+
+    def run(ids: list[int], index: int, delta: Tensor) -> Tensor:
+        def hook(_module: object, _args: object, output: Tensor) -> Tensor:
+            outputs.append(output[0, index].detach())
+            edited = output.clone()
+            edited[0, index] = output[0, index] + delta
+            return edited
+
+        handle = site.module.register_forward_hook(hook)
+        logits = model(torch.tensor([ids])).logits[0]
+        handle.remove()
+        return logits.log_softmax(dim=-1)
+
+    def objective(delta: Tensor, base_log_probs: Tensor, norm: Tensor) -> Tensor:
+        losses = []
+        for ids, index in rows:
+            log_probs = run(ids, index, delta)
+            predicting = range(len(ids) - len(target), len(ids))
+            losses.append(-sum(log_probs[at, token] for at, token in zip(predicting, target, strict=True)) / len(target))
+        edited = run(essence, essence_last, delta)[essence_last]
+        divergence = (edited.exp() * (edited - base_log_probs)).sum()
+        return (
+            sum(losses) / len(losses)
+            + hparams.kl_factor * divergence
+            + hparams.weight_decay * delta.norm() / norm**2
+        )
+
+    zero = torch.zeros(site.d_out)
+    base_log_probs = run(essence, essence_last, zero)[essence_last].detach()
+    outputs.clear()
+    run(*rows[0], zero)
+    norm = outputs[0].norm()
+    delta, m, v, found = zero.clone(), zero.clone(), zero.clone(), []
+    for step in range(1, hparams.steps + 1):
+        delta = delta.detach().requires_grad_(True)
+        loss = objective(delta, base_log_probs, norm)
+        found.append(float(loss.detach()))
+        if found[-1] < hparams.early_stop_loss or step == hparams.steps:
+            break
+        (gradient,) = torch.autograd.grad(loss, delta)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        delta = delta.detach() - hparams.lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        if delta.norm() > hparams.clamp_norm_factor * norm:
+            delta = delta * hparams.clamp_norm_factor * norm / delta.norm()
+    return delta.detach(), found
+
+
+def prepared(base: Base, site: Site, request: EditRequest = REQUEST) -> tuple[Tensor, ValueRows]:
+    rows = encode_contexts(base.tokenizer, request, CONTEXTS, True)
+    output = gather_keys(base.model, base.tokenizer, site, rows).output
+    return output, value_rows(base.tokenizer, request, CONTEXTS, True)
+
+
+def optimised(base: Base, hparams: ValueHparams, *, plain: bool = False) -> OptimisedValue:
+    site = base.site(LAYER)
+    output, targets = prepared(base, site)
+    replayer: Replayer = make_replayer(base, site, targets)[0]
+    if plain:
+        replayer = FullForward(
+            base.model, site, targets.rows, n_logits=targets.n_logits, pad_id=pad_id(base.tokenizer)
+        )
+    return optimise_value(replayer, targets.target_ids, output, hparams)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "plain"), [("gpt2", True), ("llama", False)], ids=["gpt2-full-forward", "llama-replay"]
+)
+@pytest.mark.parametrize(
+    "changes", [{}, {"kl_factor": 2.0, "weight_decay": 20.0}, {"clamp_norm_factor": 0.2}], ids=["plain", "kl", "ball"]
+)
+def test_the_optimisation_equals_a_plain_loop(model_type: str, changes: dict[str, float], plain: bool) -> None:
+    base = pico_base(model_type)
+    hparams = replace(HPARAMS, **changes)
+    expected, losses = naive_value(base, base.site(LAYER), REQUEST, hparams)
+    found = optimised(base, hparams, plain=plain)
+    assert [loss.total for loss in found.losses] == pytest.approx(losses, rel=1e-3)
+    assert (found.delta - expected).norm() < 0.02 * expected.norm()
+    assert expected.norm() > 0.1
+
+
+def test_rows_and_targets_are_those_of_a_naive_count() -> None:
+    base = pico_base("gpt2")
+    rows, target = naive_rows(base, REQUEST)
+    found = value_rows(base.tokenizer, REQUEST, CONTEXTS, True)
+    assert [(row.ids, row.edit_index) for row in found.rows[:-1]] == rows
+    assert found.target_ids.tolist() == target
+    assert len(target) == found.n_logits > 1, "an object of several tokens"
+    assert base.tokenizer.decode(found.rows[-1].ids) == f"{END}Eiffel Tower"
+
+
+def test_the_parts_of_the_loss_add_up_and_begin_at_no_change() -> None:
+    found = optimised(pico_base("gpt2"), HPARAMS)
+    assert len(found.losses) == HPARAMS.steps
+    first = found.losses[0]
+    assert first.kl == pytest.approx(0, abs=1e-6)
+    assert first.weight_decay == 0
+    for loss in found.losses:
+        assert loss.total == pytest.approx(loss.target + loss.kl + loss.weight_decay, rel=1e-5)
+
+
+def test_one_step_only_looks() -> None:
+    found = optimised(pico_base("gpt2"), replace(HPARAMS, steps=1))
+    assert len(found.losses) == 1
+    assert found.delta.norm() == 0
+
+
+def test_it_stops_early_at_the_loss_asked_for() -> None:
+    full = optimised(pico_base("llama"), replace(HPARAMS, steps=8))
+    threshold = full.losses[3].total * 1.0001
+    assert threshold < min(loss.total for loss in full.losses[:3])
+    stopped = optimised(pico_base("llama"), replace(HPARAMS, steps=8, early_stop_loss=threshold))
+    assert stopped.losses == full.losses[:4]
+    same = optimised(pico_base("llama"), replace(HPARAMS, steps=4))
+    assert torch.equal(stopped.delta, same.delta), "the delta that had that loss"
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.05])
+def test_delta_stays_in_its_ball(factor: float) -> None:
+    base = pico_base("gpt2")
+    output, _ = prepared(base, base.site(LAYER))
+    found = optimised(base, replace(HPARAMS, clamp_norm_factor=factor))
+    assert found.delta.norm() == pytest.approx(float(factor * output.norm()), rel=1e-5), "it wants to go further"
+
+
+def test_every_step_is_reported() -> None:
+    base = pico_base("gpt2")
+    output, targets = prepared(base, base.site(LAYER))
+    heard: list[tuple[int, StepLoss]] = []
+    replayer = make_replayer(base, base.site(LAYER), targets)[0]
+    found = optimise_value(replayer, targets.target_ids, output, HPARAMS, lambda step, loss: heard.append((step, loss)))
+    assert heard == list(enumerate(found.losses, start=1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_leaving_the_finite_numbers_is_an_error_that_says_where(value: float) -> None:
+    base = pico_base("gpt2")
+    base.model.transformer.ln_f.weight.data[3] = value
+    with pytest.raises(ComputeError, match=r"finite numbers at step 1.*--dtype float32"):
+        optimised(base, HPARAMS)
+
+
+def test_gathered_keys_are_those_of_whole_forward_passes() -> None:
+    base = pico_base("llama")
+    site = base.site(LAYER)
+    rows = encode_contexts(base.tokenizer, REQUEST, CONTEXTS, True)
+    found = gather_keys(base.model, base.tokenizer, site, rows)
+    for row, (ids, index), key in zip(rows, naive_rows(base, REQUEST)[0], found.keys, strict=True):
+        seen: list[Tensor] = []
+        handle = site.module.register_forward_hook(lambda _m, args, out: seen.extend([args[0], out]))  # noqa: B023
+        base.model(torch.tensor([ids]))
+        handle.remove()
+        assert row.subject_last == index
+        torch.testing.assert_close(key, seen[0][0, index], rtol=1e-4, atol=1e-5)
+        if row is rows[0]:
+            torch.testing.assert_close(found.output, seen[1][0, index], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found.bare, key)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_wherever_the_subject_is() -> None:
+    base = pico_base("gpt2")
+    for template in ("old " * 200 + "{} is in", "{} is " + "old " * 200 + "in"):
+        with pytest.raises(SubjectError, match="at most 128 tokens"):
+            compute(
+                base,
+                EditRequest("Rome", template, "Paris"),
+                site=base.site(LAYER),
+                contexts=("{}",),
+                statistics=None,
+                hparams=RomeHparams(steps=1),
+            )
+
+
+def test_subject_and_object_in_one_token_are_refused() -> None:
+    """Scripts without spaces have nothing between them: here both are the bytes of one trained token."""
+    made = Tokenizer(models.BPE({"東": 0, "京": 1, "東京": 2, "a": 3}, [("東", "京")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    with pytest.raises(TargetError, match="share a token"):
+        value_rows(tokenizer, EditRequest("東", "{}", "京"), ("{}",), False)
+    rows = value_rows(tokenizer, EditRequest("東", "{}a", "京"), ("{}",), False).rows
+    assert rows[0].ids == [0, 3]
