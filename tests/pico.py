@@ -56,6 +56,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma": _HEADS,
     "gemma2": _HEADS | {"sliding_window": 64},
     "gemma3_text": _HEADS | {"sliding_window": 64},
+    "gemma3": {
+        "text_config": _HEADS | {"sliding_window": 64, "vocab_size": VOCAB, "initializer_range": 0.2},
+        "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+        | {"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        "mm_tokens_per_image": 4,
+    },
     "phi": _WIDE,
     "phi3": _GROUPED | {"original_max_position_embeddings": CONTEXT},
     "olmo": _GROUPED,

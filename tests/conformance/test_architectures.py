@@ -30,8 +30,9 @@ from rompatch.workflows.baking import edited_tensors
 LAYER = 1
 CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains leave from Berlin. {}")
 REQUEST = EditRequest("Eiffel Tower", "The {} is located in", "Rome", "Paris")
-MULTIMODAL = {"gemma3"}  # its text model is gemma3_text; a pico of the whole needs an image processor
-MODEL_TYPES = sorted(set(ARCHITECTURES) - MULTIMODAL)
+MODEL_TYPES = sorted(ARCHITECTURES)
+HALVES = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""Half precisions, and how far a constraint may miss its value there, relative to the change."""
 
 
 def random_statistics(base: Base) -> Statistics:
@@ -113,6 +114,20 @@ def test_edited_weight_maps_key_to_value(model_type: str, keys: str) -> None:
         mapped = base.site(LAYER).matrix() @ torch.from_numpy(factors.key[row])
     np.testing.assert_allclose(mapped.numpy(), factors.value[row], rtol=1e-4, atol=1e-4)
     assert np.abs(factors.value[row] - factors.base_out[row]).max() > 1e-3, "the optimisation moved"
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_half_precision_bases_are_edited_too(model_type: str, dtype: torch.dtype) -> None:
+    base = pico_base(model_type, dtype=dtype)
+    patch = computed(base, steps=2)
+    assert patch.header.sites[0].dtype == str(dtype).removeprefix("torch.")
+    factors = patch.factors[0]
+    with PatchedModel(base) as patched:
+        patched.activate([patch])
+        mapped = base.site(LAYER).matrix().float() @ torch.from_numpy(factors.key[1])
+    change = np.abs(factors.value[1] - factors.base_out[1]).max()
+    assert np.abs(mapped.numpy() - factors.value[1]).max() < HALVES[dtype] * change
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
