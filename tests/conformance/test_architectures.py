@@ -120,7 +120,7 @@ def test_edited_weight_maps_key_to_value(model_type: str, keys: str) -> None:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_half_precision_bases_are_edited_too(model_type: str, dtype: torch.dtype) -> None:
     base = pico_base(model_type, dtype=dtype)
-    patch = computed(base, steps=2)
+    patch = computed(base)
     assert patch.header.sites[0].dtype == str(dtype).removeprefix("torch.")
     factors = patch.factors[0]
     with PatchedModel(base) as patched:
