@@ -52,3 +52,4 @@ def _discard(store: OpenStore) -> None:
     for folder in (patches_path(store.root), store.root):
         with suppress(OSError):  # not empty: somebody else's files are in it
             folder.rmdir()
+    store.reporter.note(f"nothing was made, so the new store {store.root} is gone again")

@@ -47,7 +47,7 @@ REQUESTS: dict[str, tuple[tuple[str, ...], str]] = {
     "prompt without a place": (("Eiffel Tower", "located in", "Rome", "--prompt", "The tower is in"), "exactly one {}"),
     "prompt with the subject": (
         ("Eiffel Tower", "located in", "Rome", "--prompt", "The Eiffel Tower is in"),
-        "exactly one {}",
+        "next: --prompt 'The {} is in'",
     ),
     "two places": (("Eiffel Tower", "{} and {}", "Rome"), "exactly one {}"),
     "subject beyond the context": ((" tower" * 400, "{} is in", "Rome"), "longer than the model's context"),
@@ -206,7 +206,8 @@ def test_commands_that_only_read_make_no_store(refused: Refused, place: Path) ->
 
 
 def test_a_failed_create_takes_its_new_store_along(run: Run, place: Path, pico_folder: Path) -> None:
-    run(*TOWER, "--model", pico_folder, "--layer", 99, code=1)
+    result = run(*TOWER, "--model", pico_folder, "--layer", 99, code=1)
+    assert f"the new store {place / '.rompatch'} is gone again" in result.stderr
     assert list(place.iterdir()) == []
 
 

@@ -95,7 +95,7 @@ def create_command(settings: Settings, subject: str, relation: str, object: str,
     from rompatch.edits import EditRequest
     from rompatch.workflows.creating import CreateOptions
 
-    EditRequest(subject, given["prompt"] or "{}", object, given["true"])  # refused before a store is made
+    EditRequest(subject, "{}", object, given["true"])  # refused before a store is made
     spec = {name: given.pop(name) for name in ("model", "dtype", "module")}
     hparams = {name: value for name in HPARAMS if (value := given.pop(name)) is not None}
     with settings.open_store(create=True, scratch=given["dry_run"]) as store:
