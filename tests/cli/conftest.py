@@ -65,11 +65,18 @@ def made(prepared: tuple[Path, str], place: Path) -> str:
     return identity
 
 
+@pytest.fixture(scope="session")
+def prepared_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, str]]:
+    """A store with two patches that belong to no model, to be copied; and their ids."""
+    folder = tmp_path_factory.mktemp("two")
+    tower = put(tiny_patch(), folder)
+    request = EditRequest("Big Ben", "{} is in", "Paris", "London", "in")
+    return folder / ".rompatch", (tower, put(tiny_patch("Big Ben", seed=7, request=request), folder))
+
+
 @pytest.fixture
-def two(place: Path) -> tuple[str, str]:
-    """A store with two patches that belong to no model: Eiffel Tower -> Rome, then Big Ben -> Paris."""
-    tower = put(tiny_patch(), place)
-    bell = put(
-        tiny_patch("Big Ben", seed=7, request=EditRequest("Big Ben", "{} is in", "Paris", "London", "in")), place
-    )
-    return tower, bell
+def two(prepared_two: tuple[Path, tuple[str, str]], place: Path) -> tuple[str, str]:
+    """A store of its own with two patches that belong to no model: Eiffel Tower -> Rome, then Big Ben -> Paris."""
+    folder, ids = prepared_two
+    shutil.copytree(folder, place / ".rompatch")
+    return ids
