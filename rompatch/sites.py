@@ -20,7 +20,6 @@ from rompatch.architectures import ARCHITECTURES, Architecture
 from rompatch.errors import ArchitectureError, SiteError
 from rompatch.patch import SiteRef
 
-
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

@@ -6,7 +6,6 @@ miscounts the BOS token, merges across spaces, and fails for scripts without spa
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from rompatch.errors import ModelError, SubjectError, TargetError
 DOCUMENT_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """What pretraining put between documents, by common names; asked before BOS because a chat model's BOS opens a turn."""
 
-_SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "BOPOMOFO")
-_SCRIPTS_WITHOUT_SPACES += ("IDEOGRAPHIC", "FULLWIDTH")  # their punctuation
+_SCRIPTS_WITHOUT_SPACES = (
+    *("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "BOPOMOFO"),
+    *("IDEOGRAPHIC", "FULLWIDTH"),  # their punctuation
+)
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,18 @@ def _with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[i
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded.input_ids), [(int(a), int(b)) for a, b in encoded.offset_mapping]
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
-    decoded = (tokenizer.decode(ids[: i + 1], clean_up_tokenization_spaces=False) for i in range(len(ids)))
+    decoded = (str(tokenizer.decode(ids[: i + 1], clean_up_tokenization_spaces=False)) for i in range(len(ids)))
     # Only what agrees with the text counts: an unfinished character decodes to U+FFFD or to nothing.
-    ends = [len(os.path.commonprefix([text, so_far])) for so_far in decoded]
+    ends = [_common_length(text, so_far) for so_far in decoded]
     starts = [0, *ends[:-1]]
     # A token that finishes no character is a piece of the next one.
     return ids, [(start, max(end, min(start + 1, len(text)))) for start, end in zip(starts, ends, strict=True)]
+
+
+def _common_length(left: str, right: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 @dataclass(frozen=True)

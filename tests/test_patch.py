@@ -68,8 +68,8 @@ def test_equal_content_has_equal_id_whoever_made_it() -> None:
 
 
 def test_a_patch_equals_nothing_but_a_patch() -> None:
-    assert PATCH != PATCH.id
-    assert PATCH != tiny_patch("Big Ben")
+    assert PATCH.id != PATCH
+    assert tiny_patch("Big Ben") != PATCH
 
 
 SITE = HEADER.sites[0]
@@ -166,7 +166,11 @@ def test_tensors_are_named_by_site() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )

@@ -80,14 +80,16 @@ def test_a_pattern_wins_over_the_table() -> None:
     assert find_architecture(stranger(), LLAMA).pattern == LLAMA
 
 
-@pytest.mark.parametrize("pattern", ["mlp.down_proj", "model.layers.0.mlp.down_proj", "{}", "a.{}.b.{}.c", "", "x {}.y"])
+@pytest.mark.parametrize(
+    "pattern", ["mlp.down_proj", "model.layers.0.mlp.down_proj", "{}", "a.{}.b.{}.c", "", "x {}.y"]
+)
 def test_a_pattern_that_cannot_be_read_is_refused_with_an_example(pattern: str) -> None:
     with pytest.raises(ArchitectureError, match=r"model\.layers\.\{\}\.mlp\.down_proj"):
         find_architecture(pico_model("llama"), pattern)
 
 
 def test_a_pattern_that_names_nothing_is_answered_with_the_candidates() -> None:
-    with pytest.raises(ArchitectureError, match="no module model.layers.0.mlp.fc9") as caught:
+    with pytest.raises(ArchitectureError, match=r"no module model\.layers\.0\.mlp\.fc9") as caught:
         find_architecture(pico_model("llama"), "model.layers.{}.mlp.fc9")
     assert LLAMA in str(caught.value)
     assert "--module" in str(caught.value)

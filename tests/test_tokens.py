@@ -142,9 +142,7 @@ def test_the_subject_ends_at_the_first_token_that_completes_it(
     prompt = before + subject + after
     encoded = encode_subject(tokenizer, prompt, subject, len(before), document_start=False)
     through = before + subject
-    naive = next(
-        i for i in range(len(encoded.ids)) if tokenizer.decode(encoded.ids[: i + 1]).startswith(through)
-    )
+    naive = next(i for i in range(len(encoded.ids)) if tokenizer.decode(encoded.ids[: i + 1]).startswith(through))
     if "\ufffd" not in prompt:  # which looks like an unfinished character
         assert encoded.subject_last == naive
 

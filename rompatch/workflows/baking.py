@@ -53,7 +53,8 @@ def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spe
     from rompatch.apply.solve import JOINT_RIDGE
     from rompatch.models import locate
 
-    records = store.active() if names is None else tuple({(found := store.resolve(name)).id: found for name in names}.values())
+    named = () if names is None else (store.resolve(name) for name in names)
+    records = store.active() if names is None else tuple({record.id: record for record in named}.values())
     if not records:
         raise ConflictError("The stack is empty, so there is nothing to bake.", next_step="Apply a patch first.")
     patches = [store.blobs.get(record.id) for record in records]

@@ -148,7 +148,9 @@ def test_progress_counts_windows_and_tokens_up_to_the_end(base: Base, site: Site
     assert seen[-1].windows == len(rows)
     assert seen[-1].tokens == sum(len(row) - 1 for row in rows)
     assert [progress.windows for progress in seen] == sorted({progress.windows for progress in seen})
-    assert [progress.tokens for progress in seen[:-1]] == [sum(len(r) - 1 for r in rows[: p.windows]) for p in seen[:-1]]
+    assert [progress.tokens for progress in seen[:-1]] == [
+        sum(len(r) - 1 for r in rows[: p.windows]) for p in seen[:-1]
+    ]
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt"])
@@ -204,12 +206,12 @@ def test_the_factor_is_that_of_C_with_its_ridge(seed: int, d_in: int, ridge: flo
 def test_a_factor_of_what_is_not_finite_is_refused(value: float) -> None:
     C = torch.eye(3)
     C[0, 2] = value
-    with pytest.raises(StatisticsError, match="not finite.*1 NaN or infinite"):
+    with pytest.raises(StatisticsError, match=r"not finite.*1 NaN or infinite"):
         cholesky_factor(C, 0.1)
 
 
 def test_a_factor_of_an_indefinite_matrix_is_refused() -> None:
-    with pytest.raises(StatisticsError, match="positive definite.*--ridge"):
+    with pytest.raises(StatisticsError, match=r"positive definite.*--ridge"):
         cholesky_factor(torch.diag(torch.tensor([1.0, -1.0, 1.0])), 1e-4)
     with pytest.raises(StatisticsError, match="positive definite"):
         cholesky_factor(torch.zeros(2, 2), 1e-4)
@@ -242,7 +244,8 @@ def test_every_field_of_the_key_is_in_its_id(base: Base, corpus: Corpus, field: 
 
 
 @pytest.mark.parametrize(
-    "parameter", ["model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+    "parameter",
+    ["model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"],
 )
 def test_any_weight_below_the_site_changes_the_key(corpus: Corpus, parameter: str) -> None:
     changed = pico_base("llama")

@@ -245,7 +245,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full_disk)
-        with pytest.raises(OutputError, match="No space left.*ROMPATCH_CACHE"):
+        with pytest.raises(OutputError, match=r"No space left.*ROMPATCH_CACHE"):
             cache.save(statistics())
         with pytest.raises(OutputError, match="No space left"):
             cache.save_partial(KEY, SecondMoment(2), 1)

@@ -69,13 +69,13 @@ def naive_value(base: Base, site: Site, request: EditRequest, hparams: ValueHpar
         for ids, index in rows:
             log_probs = run(ids, index, delta)
             predicting = range(len(ids) - len(target), len(ids))
-            losses.append(-sum(log_probs[at, token] for at, token in zip(predicting, target, strict=True)) / len(target))
+            losses.append(
+                -sum(log_probs[at, token] for at, token in zip(predicting, target, strict=True)) / len(target)
+            )
         edited = run(essence, essence_last, delta)[essence_last]
         divergence = (edited.exp() * (edited - base_log_probs)).sum()
         return (
-            sum(losses) / len(losses)
-            + hparams.kl_factor * divergence
-            + hparams.weight_decay * delta.norm() / norm**2
+            sum(losses) / len(losses) + hparams.kl_factor * divergence + hparams.weight_decay * delta.norm() / norm**2
         )
 
     zero = torch.zeros(site.d_out)
@@ -109,9 +109,7 @@ def optimised(base: Base, hparams: ValueHparams, *, plain: bool = False) -> Opti
     output, targets = prepared(base, site)
     replayer: Replayer = make_replayer(base, site, targets)[0]
     if plain:
-        replayer = FullForward(
-            base.model, site, targets.rows, n_logits=targets.n_logits, pad_id=pad_id(base.tokenizer)
-        )
+        replayer = FullForward(base.model, site, targets.rows, n_logits=targets.n_logits, pad_id=pad_id(base.tokenizer))
     return optimise_value(replayer, targets.target_ids, output, hparams)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from pico import save_pico
 
 from rompatch.reporting import Reporter
@@ -60,3 +61,12 @@ def heard() -> Heard:
 def store(tmp_path: Path, heard: Heard) -> Iterator[Store]:
     with open_store(tmp_path / ".rompatch", reporter=heard) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Pico models are quickest on one thread, and a busy machine hardly slows them there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
