@@ -141,8 +141,10 @@ def merge_same_keys(patches: Sequence[Constraints]) -> Constraints:
     """All constraints of a site, with the keys that several patches share given one value each.
 
     Two facts about one subject have the same key, so their constraints contradict each other: a ridge solution would
-    meet both half-way. The shared key gets the *sum* of the residuals: each makes the model say its own object, and
-    they act on different relations.
+    meet both half-way. The shared key gets the sum of the n residuals over the square root of n: each makes the model
+    say its own object for its own relation, and together they stay as long as one of them, within the ball that each
+    was optimised in. On three pairs of facts about one subject of the default model the mean P(o*) was 0.51 with the
+    mean of the residuals, 0.60 so, and 0.54 with their plain sum (``benchmarks/same_subject.py``).
     """
     merged: list[Constraints] = []
     for group in _groups(patches):
@@ -154,7 +156,7 @@ def merge_same_keys(patches: Sequence[Constraints]) -> Constraints:
             Constraints(
                 np.mean([patch.keys for patch in group], axis=0),
                 np.mean([patch.directions for patch in group], axis=0),
-                np.sum([patch.residuals for patch in group], axis=0),
+                np.sum([patch.residuals for patch in group], axis=0) / np.sqrt(len(group)),
             )
         )
     return Constraints(

@@ -79,14 +79,14 @@ def test_singular_keys_are_refused_without_a_ridge() -> None:
         solve_constraints(constraints, 0)
 
 
-def test_two_facts_about_one_subject_share_their_key_and_get_both_residuals() -> None:
+def test_two_facts_about_one_subject_share_their_key_and_part_of_both_residuals() -> None:
     weight, (first,) = random_stack(0, 1, 32, 8)
     other_delta = np.random.default_rng(5).normal(size=8).astype(np.float32)
     second = replace(first, value=first.base_out + other_delta)
     merged = merge_same_keys([constraints_of(first), constraints_of(second)])
     assert len(merged.keys) == 2, "one patch's worth of keys"
     edited = weight + solve_constraints(merged, 0).dense()
-    expected = first.base_out[0] + (first.value - first.base_out)[0] + other_delta
+    expected = first.base_out[0] + ((first.value - first.base_out)[0] + other_delta) / np.sqrt(2)
     np.testing.assert_allclose(edited @ first.key[0], expected, atol=1e-4)
 
 
