@@ -41,7 +41,7 @@ def probability(value: float | None) -> str:
     """A probability as a percentage, small ones with two digits that count."""
     if value is None:
         return MISSING
-    return f"{100 * value:.1f} %" if value >= 0.001 or value == 0 else f"{100 * value:.1e} %"
+    return f"{100 * value:.1f} %" if value >= 0.001 or value == 0 else f"{100 * value:.2g} %"
 
 
 def moment(at: str) -> str:

@@ -118,8 +118,8 @@ def _lines(created: Created) -> list[tuple[str, str | None]]:
         lines += [("wordings", " > ".join(shown) + "  (nats a token)")]
     true = plan.request.target_true
     lines += [
-        ("now", plan.request.target_new),
-        ("was", "not known" if true is None else f"{true} ({plan.true_source})"),
+        ("new object", plan.request.target_new),
+        ("true object", "not known" if true is None else f"{true} ({plan.true_source})"),
         ("weight", f"{plan.parameter} of {plan.base.source} ({plan.base.dtype})"),
     ]
     if record is None:
