@@ -15,7 +15,7 @@ def test_create_prints_what_a_newcomer_wants_to_know(run: Run, pico_folder: Path
     result = run(*TOWER, "--model", pico_folder, *QUICK)
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert names == [
-        *("prompt", "wordings", "now", "was", "weight", "P(Rome)", "P(Paris)", "loss", "norms", "seconds"),
+        *("prompt", "wordings", "new object", "true object", "weight", "P(Rome)", "P(Paris)", "loss", "norms", "seconds"),
         *("statistics", "patch"),
     ]
     assert "Paris (atlas)" in result.stdout
