@@ -155,7 +155,7 @@ def test_the_examples_of_the_python_page_run(
         except Exception as problem:  # noqa: BLE001 - whatever it is, the page is wrong; say where
             pytest.fail(f"example {number}: {type(problem).__name__}: {problem}")
     assert len(examples) >= 10
-    assert "No patch" in capsys.readouterr().out  # what the last one prints
+    assert "There is no patch 'Atlantis'" in capsys.readouterr().out  # what the last one prints
 
 
 def test_every_public_name_has_its_place_on_the_python_page() -> None:
