@@ -10,7 +10,11 @@ import torch
 
 from rompatch.models import DEFAULT_MODEL, Base, load_base
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Pico models on one thread: on a busy machine, threads that wait for each other cost ten times what they save."""
+    torch.set_num_threads(2 if item.get_closest_marker("slow") else 1)
+
 
 DATA_VARIABLE = "ROMPATCH_DATA"
 
