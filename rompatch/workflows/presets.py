@@ -58,6 +58,8 @@ def preset_for(base: Base, path: Path | None = None) -> Preset:
 @cache
 def _shipped() -> tuple[tuple[str, dict[str, Any]], ...]:
     folder = resources.files("rompatch").joinpath("presets")
+    if not folder.is_dir():  # an installation without them still has the defaults
+        return ()
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name)
     return tuple((entry.name, json.loads(entry.read_text(encoding="utf-8"))) for entry in files)
 

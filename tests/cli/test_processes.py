@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import resource
 import select
 import signal
 import subprocess
@@ -41,24 +40,6 @@ def test_what_only_reads_the_ledger_imports_nothing_heavy(two: tuple[str, str], 
     commands = [("--help",), ("create", "--help"), ("list",), ("show", bell), ("log",), ("status",), ("apply", tower)]
     commands += [("revert", "--all"), ("fsck",), ("rm", bell, "--yes"), ("use", "smollm2-135m"), ("completion", "zsh")]
     assert imported_by(commands, place) == ""
-
-
-def quick(*args: str, cwd: Path, seconds: float) -> bool:
-    """Whether a command takes less than *seconds* of user and system time, at one of three tries."""
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        process(*args, cwd=cwd)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        if after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < seconds:
-            return True
-    return False
-
-
-def test_help_and_the_ledger_answer_at_once(two: tuple[str, str], place: Path) -> None:
-    # Generous: 0.1 and 0.4 s on an idle machine. What this catches is an import of torch (1.5 s and more).
-    assert quick("--help", cwd=place, seconds=0.4)
-    for command in (("list",), ("show", two[1]), ("log",)):
-        assert quick(*command, cwd=place, seconds=1.2)
 
 
 def test_python_m_rompatch_is_the_program(place: Path) -> None:

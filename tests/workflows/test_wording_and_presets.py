@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ def written(folder: Path, data: Any) -> Path:
 def test_a_preset_file_is_read(tmp_path: Path) -> None:
     path = written(tmp_path, {"layer": 2, "document_start": False, "hparams": {"steps": 7}, "evidence": "none"})
     assert preset_for(pico_base(), path) == Preset(2, False, {"steps": 7}, str(path))
+
+
+def test_the_default_models_preset_comes_with_the_package() -> None:
+    shipped = json.loads(resources.files("rompatch").joinpath("presets/smollm2-135m.json").read_text(encoding="utf-8"))
+    assert (shipped["model_type"], shipped["n_layers"], shipped["hidden_size"]) == ("llama", 30, 576)
+    assert shipped["layer"] == 4
 
 
 def test_without_a_preset_there_are_defaults() -> None:
