@@ -6,30 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from heard import Heard
 from pico import save_pico
 
-from rompatch.reporting import Reporter
 from rompatch.workflows.opened import BaseSpec
 from rompatch.workflows.store import Store, open_store
-
-
-class Heard(Reporter):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.steps: list[tuple[str, int, int]] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def step(self, phase: str, done: int, total: int) -> None:
-        self.steps.append((phase, done, total))
-
-
-FAST = {"statistics": "none", "layer": 1, "hparams": {"steps": 3}, "true": "Paris"}
-"""Options of a create that takes a moment."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +42,3 @@ def heard() -> Heard:
 def store(tmp_path: Path, heard: Heard) -> Iterator[Store]:
     with open_store(tmp_path / ".rompatch", reporter=heard) as opened:
         yield opened
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Pico models are quickest on one thread, and a busy machine hardly slows them there."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAST, Heard
+from heard import FAST, Heard
 from pico import END, toy_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
