@@ -123,7 +123,7 @@ def start_create(pico_folder: Path, place: Path) -> subprocess.Popen[str]:
     )
     assert running.stderr is not None
     for line in running.stderr:
-        if "base is now" in line:
+        if line.startswith("loading"):
             break
     return running
 
