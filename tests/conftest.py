@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from rompatch.models import DEFAULT_MODEL, Base, load_base
+
+# A shell that starts the tests in the background ignores Ctrl-C for them, and their subprocesses inherit that; tests
+# that press it need it to work.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
