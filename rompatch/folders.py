@@ -69,7 +69,7 @@ def sync_tree(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Force the names in *folder* onto the disk; without it a rename may be forgotten in a power cut."""
-    if os.name == "nt":  # a folder cannot be opened there
+    if os.name == "nt":  # a folder cannot be opened there, and a rename is durable enough
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

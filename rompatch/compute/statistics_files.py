@@ -8,9 +8,7 @@ their scale in float32. Rounding a factor keeps C positive definite; rounding C 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from torch import Tensor
 from rompatch.compute.statistics import SecondMoment, Statistics, StatisticsKey, cholesky_factor
 from rompatch.errors import AmbiguousIdError, OutputError, StatisticsError
 from rompatch.patch import SHORT_ID, canonical_json
+from rompatch.patchfile import atomic_write
 
 _METADATA = "statistics"
 _SHIPPED = Path(__file__).parent / "data"
@@ -207,23 +206,15 @@ def _metadata(statistics: Statistics, provenance: dict[str, Any]) -> dict[str, s
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            handle.write(save(tensors, metadata))
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as problem:
+        atomic_write(path, save(tensors, metadata))
+    except (OSError, OutputError) as problem:
         raise OutputError(
             f"The key statistics cannot be written to {path}.",
-            found=str(problem),
+            found=str(problem.__cause__ or problem),
             next_step="Free some space, or set ROMPATCH_CACHE to another folder.",
         ) from problem
-    finally:
-        with suppress(OSError):  # where the folder could not even be made, there is nothing to remove
-            temporary.unlink()
 
 
 def _opened(path: Path) -> Any:

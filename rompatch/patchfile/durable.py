@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rompatch.errors import OutputError
+from rompatch.folders import sync_folder
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space on that disk and try again.",
@@ -31,7 +32,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     try:
         _write_durably(temporary, data)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -56,13 +57,3 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders, and its rename is durable enough
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -266,3 +266,14 @@ def test_a_cache_that_cannot_be_a_folder_is_an_output_error(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="ROMPATCH_CACHE"):
         StatisticsCache(tmp_path / "file", tmp_path).save(statistics())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be synced there")
+def test_a_saved_files_name_is_forced_onto_the_disk_too(
+    cache: StatisticsCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), real(descriptor)))
+    file = cache.save(statistics())
+    assert synced == [file.path.stat().st_ino, file.path.parent.stat().st_ino]
