@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rompatch.errors import PatchFileError, StoreError
+from rompatch.folders import YOUNG
 from rompatch.patch import SHORT_ID, canonical_json
 from rompatch.store.blobs import Blobs
 from rompatch.store.ledger import Ledger
+from rompatch.store.patches import REREGISTERED
 from rompatch.store.records import PatchRecord
 
 
@@ -19,8 +23,8 @@ class Finding:
 
     ``kind``: "database" (SQLite's own checks), "row" (a damaged ledger row), "missing" (no file), "damaged" (file not
     what its name says), "header" (file and ledger differ), "member" (a removed patch in a current revision), "orphan"
-    (a whole file without a row), "removed" (the file of a removed patch), "temporary", "stranger". ``repairable``:
-    :func:`repair` can mend it without losing anything.
+    (a whole file without a row), "removed" (the file of a removed patch), "temporary" (old enough that no writer is
+    still at it), "stranger". ``repairable``: :func:`repair` can mend it without losing anything.
     """
 
     kind: str
@@ -51,22 +55,48 @@ def fsck(ledger: Ledger, blobs: Blobs) -> list[Finding]:
 def repair(ledger: Ledger, blobs: Blobs, findings: Iterable[Finding]) -> list[Finding]:
     """Mend what can be mended without loss and return what was. Writes.
 
-    Temporary files and files of removed patches are deleted; whole files without a row get one again.
+    Temporary files and files of removed patches are deleted; whole files without a row get one again. Other programs
+    may have written since *findings* were made: each is looked at again while nobody else can write to the ledger.
     """
     mended = []
     for finding in findings:
-        if not finding.repairable:
-            continue
-        if finding.kind == "orphan" and finding.patch_id is not None:
-            patch = blobs.get(finding.patch_id)
-            size = blobs.path(patch.id).stat().st_size
-            ledger.add_patch(patch.header, patch_id=patch.id, file_size=size, message="re-registered by fsck")
-        elif finding.kind == "removed" and finding.patch_id is not None:
-            blobs.remove(finding.patch_id)
-        elif finding.path is not None:
-            finding.path.unlink(missing_ok=True)
-        mended.append(finding)
+        if finding.repairable:
+            with ledger.transaction():
+                if _mend(ledger, blobs, finding):
+                    mended.append(finding)
     return mended
+
+
+def _mend(ledger: Ledger, blobs: Blobs, finding: Finding) -> bool:
+    """Whether *finding* still held and is mended."""
+    if finding.kind == "orphan" and finding.patch_id is not None:
+        return _register(ledger, blobs, finding.patch_id)
+    if finding.kind == "removed" and finding.patch_id in ledger.tombstones():
+        blobs.remove(finding.patch_id)
+        return True
+    if finding.kind == "temporary" and finding.path is not None and _is_abandoned(finding.path):
+        finding.path.unlink(missing_ok=True)
+        return True
+    return False
+
+
+def _register(ledger: Ledger, blobs: Blobs, patch_id: str) -> bool:
+    if patch_id in ledger.tombstones():  # registered and removed meanwhile: its file is about to go
+        return False
+    try:
+        patch = blobs.get(patch_id)
+    except (PatchFileError, StoreError):
+        return False
+    size = blobs.path(patch_id).stat().st_size
+    ledger.add_patch(patch.header, patch_id=patch_id, file_size=size, message=REREGISTERED)
+    return True
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Whether it is too old for a writer that is still at work."""
+    with suppress(FileNotFoundError):
+        return time.time() - temporary.lstat().st_mtime >= YOUNG
+    return False
 
 
 def _members(ledger: Ledger, records: dict[str, PatchRecord]) -> Iterator[Finding]:
@@ -107,7 +137,7 @@ def _leftovers(blobs: Blobs, removed: Iterable[str]) -> Iterator[Finding]:
     for patch_id in sorted(removed):
         text = f"Patch {patch_id[:SHORT_ID]} was removed, but its file is still there."
         yield Finding("removed", text, patch_id, blobs.path(patch_id), repairable=True)
-    for path in blobs.temporaries():
+    for path in filter(_is_abandoned, blobs.temporaries()):
         text = f"{path.name} is a temporary file that an interrupted write left behind."
         yield Finding("temporary", text, path=path, repairable=True)
     for path in blobs.strangers():

@@ -17,6 +17,9 @@ from rompatch.store.engine import Session
 from rompatch.store.lookup import not_found, subject_key
 from rompatch.store.records import BaseRecord, PatchRecord, base_from, patch_from
 
+REREGISTERED = "re-registered by fsck"
+"""The message of a row that ``fsck --repair`` made from a patch file alone."""
+
 
 def now() -> str:
     """This instant as the ledger writes it: UTC, ISO 8601, microseconds."""
@@ -66,13 +69,23 @@ class PatchVerbs:
     ) -> PatchRecord:
         """Record a patch whose file is in place already. Writes.
 
-        A patch that is known keeps its record unchanged; one that was removed comes back with the new details.
+        A patch that is known keeps its record, which takes measurements, author and message where it has none (``fsck``
+        may have come between a patch's file and its row). One that was removed comes back with the new details.
         """
         table = schema.patches
         with self.session.writing() as connection:
             known = connection.execute(select(table).where(table.c.id == patch_id)).mappings().first()
+            details = {
+                "author": author,
+                "message": message,
+                "measurements": canonical_json(dict(measurements or {})),
+            }
             if known is not None and known["removed_at"] is None:
-                return patch_from(known)
+                vacant = [name for name in details if known[name] in (None, "{}", REREGISTERED)]
+                fill = {name: details[name] for name in vacant if details[name] is not None}
+                if fill:
+                    connection.execute(update(table).where(table.c.id == patch_id).values(fill))
+                return self.patch(patch_id)
             row = {
                 "base_id": self.add_base(header.base).id,
                 **header.request.to_json(),
@@ -81,10 +94,8 @@ class PatchVerbs:
                 "header": canonical_json(header.to_json()),
                 "file_size": file_size,
                 "created_at": now(),
-                "author": author,
-                "message": message,
-                "measurements": canonical_json(dict(measurements or {})),
                 "removed_at": None,
+                **details,
             }
             if known is not None:
                 connection.execute(update(table).where(table.c.id == patch_id).values(row))

@@ -59,7 +59,9 @@ def remove(store: OpenStore, name: str) -> PatchRecord:
         ConflictError: it is active.
     """
     record = store.ledger.remove_patch(store.ledger.resolve(name).id)
-    store.blobs.remove(record.id)
+    with store.ledger.transaction() as ledger:  # unless another program has made the patch anew meanwhile
+        if record.id in ledger.tombstones():
+            store.blobs.remove(record.id)
     return record
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tiny_patches import tiny_patch
+from tiny_patches import record, tiny_patch
 
 from rompatch.store.blobs import Blobs
 from rompatch.store.check import Finding, fsck, repair
@@ -70,8 +71,57 @@ def test_a_damaged_file_without_a_row_is_not_registered(sound: Ledger, blobs: Bl
 
 
 def test_a_temporary_file_is_removed(sound: Ledger, blobs: Blobs) -> None:
-    (blobs.folder / ".x.safetensors.00000000.tmp").write_bytes(b"half")
+    path = blobs.folder / ".x.safetensors.00000000.tmp"
+    path.write_bytes(b"half")
+    os.utime(path, (0, 0))  # long ago
     only(sound, blobs, "temporary", mended=True)
+    assert not path.exists()
+
+
+def test_the_temporary_file_of_a_writer_at_work_is_let_be(sound: Ledger, blobs: Blobs) -> None:
+    path = blobs.folder / ".x.safetensors.00000000.tmp"
+    path.write_bytes(b"half")
+    assert fsck(sound, blobs) == []
+    assert repair(sound, blobs, [Finding("temporary", "found earlier", path=path, repairable=True)]) == []
+    assert path.exists()
+
+
+def test_a_removed_patch_that_came_back_meanwhile_keeps_its_file(sound: Ledger, blobs: Blobs) -> None:
+    sound.clear("main")
+    sound.remove_patch(PATCH.id)
+    stale = fsck(sound, blobs)
+    record(sound, PATCH)
+    assert repair(sound, blobs, stale) == []
+    assert blobs.get(PATCH.id).id == PATCH.id
+
+
+def test_an_orphan_that_was_recorded_and_removed_meanwhile_does_not_come_back(sound: Ledger, blobs: Blobs) -> None:
+    orphan = tiny_patch("Big Ben", "Oslo", seed=5)
+    blobs.put(orphan)
+    stale = fsck(sound, blobs)
+    record(sound, orphan)
+    sound.remove_patch(orphan.id)
+    assert repair(sound, blobs, stale) == []
+    assert orphan.id in sound.tombstones()
+
+
+def test_an_orphan_whose_file_went_meanwhile_is_left_and_the_others_are_mended(sound: Ledger, blobs: Blobs) -> None:
+    gone, stays = tiny_patch("Big Ben", "Oslo", seed=5), tiny_patch("Louvre", "Oslo", seed=6)
+    blobs.put(gone)
+    blobs.put(stays)
+    stale = fsck(sound, blobs)
+    blobs.remove(gone.id)
+    assert [finding.patch_id for finding in repair(sound, blobs, stale)] == [stays.id]
+
+
+def test_what_create_measured_is_kept_though_fsck_came_first(sound: Ledger, blobs: Blobs) -> None:
+    orphan = tiny_patch("Big Ben", "Oslo", seed=5)
+    blobs.put(orphan)
+    repair(sound, blobs, fsck(sound, blobs))
+    assert sound.patch(orphan.id).message == "re-registered by fsck"
+    kept = record(sound, orphan, measurements={"loss": 0.5}, author="me", message="mine")
+    assert (kept.measurements, kept.author, kept.message) == ({"loss": 0.5}, "me", "mine")
+    assert record(sound, orphan, measurements={"loss": 9}, author="you", message="yours") == kept
 
 
 def test_a_strangers_file_is_named_and_kept(sound: Ledger, blobs: Blobs) -> None:

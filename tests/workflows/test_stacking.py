@@ -1,0 +1,50 @@
+"""Apply and remove: what they note, and what other programs do meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from heard import Heard
+from tiny_patches import record, tiny_patch
+
+from rompatch.patch import Patch
+from rompatch.store.ledger import Ledger
+from rompatch.store.records import PatchRecord
+from rompatch.workflows.store import Store, open_store
+
+
+@pytest.fixture
+def quiet(tmp_path: Path, heard: Heard) -> Iterator[Store]:
+    """An empty store whose notes so far are forgotten."""
+    with open_store(tmp_path / ".rompatch", reporter=heard) as opened:
+        heard.notes.clear()
+        yield opened
+
+
+def added(store: Store, patch: Patch) -> Patch:
+    store.blobs.put(patch)
+    record(store.ledger, patch)
+    return patch
+
+
+def test_a_patch_made_anew_while_it_is_removed_keeps_its_file(quiet: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch = added(quiet, tiny_patch())
+    real = Ledger.remove_patch
+
+    def removed_and_made_anew(ledger: Ledger, patch_id: str) -> PatchRecord:
+        gone = real(ledger, patch_id)
+        with Ledger.open(ledger.where) as other:
+            record(other, patch)
+        return gone
+
+    monkeypatch.setattr(Ledger, "remove_patch", removed_and_made_anew)
+    quiet.remove(patch.id)
+    assert quiet.patch(patch.id).id == patch.id
+
+
+def test_a_removed_patch_loses_its_file(quiet: Store) -> None:
+    patch = added(quiet, tiny_patch())
+    quiet.remove(patch.id)
+    assert quiet.blobs.ids() == ()
