@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rompatch import architectures, fingerprints, sites
+from rompatch import architectures, fingerprints, sites, tokens
 from rompatch.architectures import Architecture
 from rompatch.default_model import ALIASES, DEFAULT_MODEL, Progress, packaged_gguf
 from rompatch.errors import ModelError, UnknownModelError
@@ -84,9 +84,7 @@ class Base:
     @property
     def context_length(self) -> int:
         """The longest sequence the model takes, in tokens."""
-        config = self.model.config.get_text_config()
-        lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-        return next((int(length) for length in lengths if isinstance(length, int) and length > 0), FALLBACK_CONTEXT)
+        return tokens.context_length(self.model) or FALLBACK_CONTEXT
 
     @property
     def preset_layer(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import ModelError, SubjectError, TargetError
 
@@ -164,6 +164,13 @@ def _common_length(left: str, right: str) -> int:
     """How many characters both begin with."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest sequence *model* takes, in tokens; None where its configuration sets no limit (ALiBi: bloom)."""
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ RANKS = {
 
 NEIGHBOURS = {
     "patch": {"edits"},
-    "models": {"sites", "default_model", "fingerprints", "gguf_cache", "hub", "quiet"},
+    "models": {"sites", "tokens", "default_model", "fingerprints", "gguf_cache", "hub", "quiet"},
     "fingerprints": {"sites"},
     "gguf_cache": {"default_model", "fingerprints", "quiet"},
     "hub": {"default_model"},

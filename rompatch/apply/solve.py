@@ -1,6 +1,6 @@
 """The algebra of stacks: many patches, one site, one update. Pure: arrays in, arrays out.
 
-For a stack of patches with keys k_i, directions u_i = C^-1 k_i and residuals r_i = value_i - W k_i (DESIGN section 2):
+For a stack of patches with keys k_i, directions u_i = C^-1 k_i and residuals r_i = value_i - W k_i (docs/concepts.md):
 
     G_ij = u_i^T k_j        Delta_S = R (G + lambda * mean(diag G) * I)^-1 U^T
 
@@ -26,7 +26,7 @@ from rompatch.errors import ComputeError
 from rompatch.patch import Patch, SiteFactors
 
 JOINT_RIDGE = 0.03
-"""lambda for stacks of two and more: measured best with 199 edits at one site of the default model (DESIGN)."""
+"""lambda for stacks of two and more: chosen in a trial with 199 edits at one site of the default model."""
 
 SAME_KEY = 0.98
 """Cosine of two keys in the metric of C^-1 from which they count as one key: two facts about one subject."""

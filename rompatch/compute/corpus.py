@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -23,16 +24,18 @@ _DOCUMENT_CHARS = 20_000
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where text comes from: ``name`` for people, ``id`` (sha256 of the content) for cache keys."""
+    """Where text comes from: ``name`` for people, ``id`` for cache keys: sha256 of the content, or of a hub data set's
+    name and ``revision``."""
 
     name: str
     id: str
     paths: tuple[Path, ...] = ()
+    revision: str | None = None
 
     def documents(self) -> Iterator[str]:
         """The documents, in a fixed order."""
         if self.name.startswith(HUB_PREFIX):
-            yield from _hub_documents(self.name)
+            yield from _hub_documents(self.name, self.revision)
         for path in self.paths:
             yield from _file_documents(path)
 
@@ -44,7 +47,8 @@ def open_corpus(spec: str) -> Corpus:
         StatisticsError: nothing readable there.
     """
     if spec.startswith(HUB_PREFIX):
-        return Corpus(name=spec, id=hashlib.sha256(spec.encode()).hexdigest())
+        revision = _hub_revision(spec)
+        return Corpus(spec, hashlib.sha256(f"{spec}@{revision}".encode()).hexdigest(), revision=revision)
     path = Path(spec)
     paths = [path]
     if path.is_dir():
@@ -83,9 +87,9 @@ def windows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, length: int) -> 
     for document in corpus.documents():
         ids = tokenizer(document, add_special_tokens=False, verbose=False).input_ids
         pending += [*([separator] if pending else []), *ids]
-        while len(pending) >= body:
-            yield [*start, *pending[:body]]
-            pending = pending[body:]
+        whole = len(pending) // body * body
+        yield from ([*start, *pending[i : i + body]] for i in range(0, whole, body))
+        pending = pending[whole:]
     if pending:
         yield [*start, *pending]
 
@@ -133,23 +137,38 @@ def _pieces(lines: Iterator[str]) -> Iterator[str]:
         yield "".join(piece)
 
 
-def _hub_documents(spec: str) -> Iterator[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError as missing:
+def _hub_revision(spec: str) -> str:
+    """The commit that a hub data set is at now: its name alone would serve stale statistics after an update."""
+    if find_spec("datasets") is None:
         raise StatisticsError(
             f"The corpus {spec!r} is a hub data set, which needs the datasets library.",
             next_step="pip install datasets, or give --corpus a text file.",
-        ) from missing
+        )
+    from huggingface_hub import HfApi
+
+    name = spec.removeprefix(HUB_PREFIX).split(",")[0]
+    try:
+        return str(HfApi().dataset_info(name).sha)
+    except Exception as problem:
+        raise _hub_unreadable(name, problem) from problem
+
+
+def _hub_documents(spec: str, revision: str | None) -> Iterator[str]:
+    from datasets import load_dataset
+
     name, *rest = spec.removeprefix(HUB_PREFIX).split(",")
     config = rest[0] if rest else None
     split = rest[1] if len(rest) > 1 else "train"
     try:
-        for row in load_dataset(name, config, split=split, streaming=True):
+        for row in load_dataset(name, config, split=split, streaming=True, revision=revision):
             yield str(row["text"])
-    except Exception as problem:  # the library raises its own kinds; none of them says what to do
-        raise StatisticsError(
-            f"The hub data set {name!r} cannot be read.",
-            found=f"{type(problem).__name__}: {problem}",
-            next_step="Check the name and the network, or give --corpus a text file.",
-        ) from problem
+    except Exception as problem:
+        raise _hub_unreadable(name, problem) from problem
+
+
+def _hub_unreadable(name: str, problem: Exception) -> StatisticsError:
+    return StatisticsError(
+        f"The hub data set {name!r} cannot be read.",
+        found=f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}",
+        next_step="Check the name and the network, or give --corpus a text file.",
+    )

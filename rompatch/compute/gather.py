@@ -13,7 +13,7 @@ from rompatch.edits import PLACEHOLDER, EditRequest, fill
 from rompatch.errors import SubjectError
 from rompatch.hooks import capture_inputs, until_stopped
 from rompatch.sites import Site
-from rompatch.tokens import EncodedSubject, encode_subject, pad, pad_id
+from rompatch.tokens import EncodedSubject, context_length, encode_subject, pad, pad_id
 
 ESSENCE_TEMPLATE = "{} is a"
 """The prompt that says what the subject is (eq. 8, p')."""
@@ -75,7 +75,7 @@ def gather_keys(
 
 def check_length(model: PreTrainedModel, n_tokens: int) -> None:
     """Raises SubjectError when *n_tokens* do not fit the model's context."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     if limit is not None and n_tokens > limit:
         raise SubjectError(
             "The prompt with its subject is longer than the model's context.",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,11 @@ from rompatch.sites import Site
 SELF_SAMPLED = "self-sampled"
 WINDOW = 512
 """Tokens per window of corpus text."""
+LARGE_FACTOR = 4096
+"""d_in from which chol(C) is kept on disk."""
 _BLOCK_TOKENS = 4096
+_SEED_STRIDE = 1_000_003
+"""Keeps the batches of one seed apart from those of the next."""
 _SAMPLE_TOKENS = 256
 """Tokens per self-sampled text, where the model's context has room."""
 _STARTER_TOKENS = 16
@@ -71,6 +75,16 @@ class StatisticsKey:
         return cls(**data)
 
 
+class FactorFiles(Protocol):
+    """Where factors of large C are kept between processes."""
+
+    def load_factor(self, key: StatisticsKey, ridge: float) -> Tensor | None:
+        """The factor saved for *key* and *ridge*, or None."""
+
+    def save_factor(self, key: StatisticsKey, ridge: float, factor: Tensor) -> None:
+        """Keep it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Statistics:
     """C, (d_in, d_in) float32, no ridge; how many tokens it averages; and its key."""
@@ -78,14 +92,27 @@ class Statistics:
     key: StatisticsKey
     second_moment: Tensor
     tokens: int
+    factor_files: FactorFiles | None = None
+    _factors: dict[float, Tensor] = field(default_factory=dict, repr=False)
 
     def factor(self, ridge: float) -> Tensor:
-        """Lower Cholesky factor of C + ridge * mean(diag C) * I, float64.
+        """Lower Cholesky factor of C + ridge * mean(diag C) * I, float64, (d_in, d_in); computed once for each ridge.
+
+        It costs d_in^3 / 3 multiplications: from :data:`LARGE_FACTOR` on it is kept on disk as well, where it is read
+        faster than it is computed.
 
         Raises:
             StatisticsError: C is not finite or not positive definite even with the ridge.
         """
-        return cholesky_factor(self.second_moment, ridge)
+        if ridge not in self._factors:
+            files = self.factor_files if len(self.second_moment) >= LARGE_FACTOR else None
+            found = None if files is None else files.load_factor(self.key, ridge)
+            if found is None:
+                found = cholesky_factor(self.second_moment, ridge)
+                if files is not None:
+                    files.save_factor(self.key, ridge, found)
+            self._factors[ridge] = found
+        return self._factors[ridge]
 
     def ref(self, ridge: float) -> StatisticsRef:
         """What a patch records about its statistics."""
@@ -257,7 +284,7 @@ def collect_from_samples(
     while moment.count < key.tokens:
         starters = [STARTERS[(batch + i) % len(STARTERS)] for i in range(batch_size)]
         with capture_inputs(site.module) as seen:
-            sample_text(base.model, base.tokenizer, starters, key.window, seed=seed + batch)
+            sample_text(base.model, base.tokenizer, starters, key.window, seed=seed * _SEED_STRIDE + batch)
             # The first call holds the starters, padded; every later one is one new token per text.
             for keys in seen[1:]:
                 moment.add(keys.reshape(-1, keys.shape[-1])[: key.tokens - moment.count])

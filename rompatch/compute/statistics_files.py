@@ -123,7 +123,7 @@ class StatisticsCache:
                 raise _damaged(file.path, f"tensors {sorted(names)}")
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not torch.isfinite(matrix).all():
             raise _damaged(file.path, "a matrix that is not square or not finite")
-        return Statistics(file.key, matrix, file.tokens)
+        return Statistics(file.key, matrix, file.tokens, factor_files=self)
 
     def save(self, statistics: Statistics, provenance: dict[str, Any] | None = None) -> StatisticsFile:
         """Write *statistics* (atomically) and forget the interrupted pass that led to them."""
@@ -133,7 +133,7 @@ class StatisticsCache:
         return _describe(path, shipped=False)
 
     def remove(self, file: StatisticsFile) -> None:
-        """Delete a cached file.
+        """Delete a cached file, and the factors taken from it.
 
         Raises:
             StatisticsError: it came with the package.
@@ -142,9 +142,30 @@ class StatisticsCache:
         if file.shipped:
             raise StatisticsError(f"The statistics {file.id[:SHORT_ID]} come with rompatch and cannot be removed.")
         try:
-            file.path.unlink(missing_ok=True)
+            for path in (file.path, *self.folder.glob(f"{file.id}.*.factor")):
+                path.unlink(missing_ok=True)
         except OSError as problem:
             raise OutputError(f"The key statistics in {file.path} cannot be removed.", found=str(problem)) from problem
+
+    def load_factor(self, key: StatisticsKey, ridge: float) -> Tensor | None:
+        """chol(C + ridge ...) as :meth:`save_factor` left it; None where there is none or it is damaged."""
+        path = self._factor_path(key, ridge)
+        if not path.exists():
+            return None
+        try:
+            with _opened(path) as handle:
+                factor: Tensor = handle.get_tensor("factor")
+        except (StatisticsError, SafetensorError, KeyError):
+            return None
+        usable = factor.dtype == torch.float64 and factor.dim() == 2 and bool(torch.isfinite(factor).all())
+        return factor if usable else None
+
+    def save_factor(self, key: StatisticsKey, ridge: float, factor: Tensor) -> None:
+        """Keep chol(C + ridge ...), (d_in, d_in) float64, beside the statistics."""
+        _write(self._factor_path(key, ridge), {"factor": factor.contiguous()}, {})
+
+    def _factor_path(self, key: StatisticsKey, ridge: float) -> Path:
+        return self.folder / f"{key.id}.ridge-{ridge:g}.factor"
 
     def save_partial(self, key: StatisticsKey, moment: SecondMoment, windows: int) -> None:
         """Keep an interrupted pass: its sums as they are (so that going on rounds as never stopping), how many windows

@@ -10,8 +10,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import RequestError, SuiteError
-from rompatch.tokens import encode_prompt, pad, pad_id
-from rompatch.verify.probabilities import context_length, evaluation_mode
+from rompatch.tokens import context_length, encode_prompt, pad, pad_id
+from rompatch.verify.probabilities import evaluation_mode
 
 MAX_ROWS = 16
 """Prompts generated side by side."""

@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import SuiteError
-from rompatch.tokens import Encoded, encode_pair, pad, pad_id
+from rompatch.tokens import Encoded, context_length, encode_pair, pad, pad_id
 
 MAX_LOGITS = 2**26
 """Logits that one batch may hold (256 MB in float32): a vocabulary is large, and only target positions matter."""
@@ -74,13 +73,6 @@ def score_prompts(
             if on_progress is not None:
                 on_progress(len(scores), len(todo))
     return [scores[row] for row in rows]
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that the model can take, or None where its configuration sets no limit (Bloom)."""
-    config: Any = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    return int(limit) if limit else None
 
 
 @contextmanager

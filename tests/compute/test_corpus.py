@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 from pathlib import Path
@@ -103,18 +102,17 @@ def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path: Path, monkeypa
 
 
 def test_a_hub_data_set_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without_datasets(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "datasets":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    corpus = open_corpus("hub:wikitext,wikitext-2-raw-v1,test")
-    assert corpus.name == "hub:wikitext,wikitext-2-raw-v1,test"
-    monkeypatch.setattr(builtins, "__import__", without_datasets)
+    monkeypatch.setattr("rompatch.compute.corpus.find_spec", lambda _name: None)
     with pytest.raises(StatisticsError, match="pip install datasets"):
-        list(corpus.documents())
+        open_corpus("hub:wikitext,wikitext-2-raw-v1,test")
+
+
+def test_a_hub_data_set_is_known_by_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rompatch.compute.corpus._hub_revision", lambda _spec: "1111")
+    first = open_corpus("hub:wikitext")
+    monkeypatch.setattr("rompatch.compute.corpus._hub_revision", lambda _spec: "2222")
+    assert open_corpus("hub:wikitext").id != first.id
+    assert first.revision == "1111"
 
 
 DOCUMENTS = st.lists(st.text("ab Rome.", max_size=30), max_size=6)

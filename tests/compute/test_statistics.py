@@ -182,7 +182,7 @@ def test_sampled_keys_are_the_site_inputs_of_the_sampled_tokens(base: Base, site
     n_starter = len(encode_prompt(base.tokenizer, STARTERS[0], True))
     seen: list[torch.Tensor] = []
     handle = base.model.model.embed_tokens.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    sample_text(base.model, base.tokenizer, [STARTERS[0]], 10, seed=3)
+    sample_text(base.model, base.tokenizer, [STARTERS[0]], 10, seed=3 * 1_000_003)
     handle.remove()
     ids = torch.cat(seen, dim=1)[0].tolist()
     keys = naive_keys(base, site, [ids])[n_starter - 1 :].double()

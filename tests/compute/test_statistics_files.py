@@ -268,6 +268,27 @@ def test_a_cache_that_cannot_be_a_folder_is_an_output_error(tmp_path: Path) -> N
         StatisticsCache(tmp_path / "file", tmp_path).save(statistics())
 
 
+def test_a_factor_is_computed_once_for_each_ridge() -> None:
+    made = statistics()
+    assert made.factor(1e-4) is made.factor(1e-4)
+    assert not torch.equal(made.factor(1e-4), made.factor(1e-1))
+
+
+def test_large_factors_are_kept_on_disk_and_go_with_their_statistics(
+    cache: StatisticsCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rompatch.compute.statistics.LARGE_FACTOR", 1)
+    file = cache.save(statistics())
+    first = cache.load(file).factor(1e-4)
+    (kept,) = cache.folder.glob("*.factor")
+    monkeypatch.setattr("rompatch.compute.statistics.cholesky_factor", None)  # reading must be enough
+    assert torch.equal(cache.load(file).factor(1e-4), first)
+    kept.write_bytes(b"damaged")
+    assert cache.load_factor(file.key, 1e-4) is None
+    cache.remove(file)
+    assert list(cache.folder.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="folders cannot be synced there")
 def test_a_saved_files_name_is_forced_onto_the_disk_too(
     cache: StatisticsCache, monkeypatch: pytest.MonkeyPatch

@@ -45,7 +45,7 @@ def naive_rows(base: Base, request: EditRequest) -> tuple[list[tuple[list[int], 
 
 
 def naive_value(base: Base, site: Site, request: EditRequest, hparams: ValueHparams) -> tuple[Tensor, list[float]]:
-    """Eq. 8 with the authors' details (DESIGN section 2), one row at a time, Adam written out."""
+    """Eq. 8 with the authors' details (docs/concepts.md), one row at a time, Adam written out."""
     tokenizer, model = base.tokenizer, base.model
     rows, target = naive_rows(base, request)
     essence = [tokenizer.convert_tokens_to_ids(END), *tokenizer(f"{request.subject} is a").input_ids]

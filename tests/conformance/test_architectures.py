@@ -29,6 +29,7 @@ from rompatch.workflows.baking import edited_tensors
 
 LAYER = 1
 CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains leave from Berlin. {}")
+OTHER = EditRequest("Big Ben", "{} is in", "Berlin", "London")
 REQUEST = EditRequest("Eiffel Tower", "The {} is located in", "Rome", "Paris")
 MODEL_TYPES = sorted(ARCHITECTURES)
 HALVES = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -43,12 +44,14 @@ def random_statistics(base: Base) -> Statistics:
     return Statistics(sampled_key(base, site, 1, 0), moment.mean(), moment.count)
 
 
-def computed(base: Base, keys: str = "mixed", steps: int = 4) -> Patch:
+def computed(
+    base: Base, keys: str = "mixed", steps: int = 4, method: str = "rome", request: EditRequest = REQUEST
+) -> Patch:
     return (
-        METHODS["rome"]
+        METHODS[method]
         .compute(
             base,
-            REQUEST,
+            request,
             site=base.site(LAYER),
             contexts=CONTEXTS,
             statistics=random_statistics(base),
@@ -130,34 +133,43 @@ def test_half_precision_bases_are_edited_too(model_type: str, dtype: torch.dtype
     assert np.abs(mapped.numpy() - factors.value[1]).max() < HALVES[dtype] * change
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_computing_leaves_the_model_unchanged_and_is_reproducible(model_type: str) -> None:
+def test_computing_leaves_the_model_unchanged_and_is_reproducible(model_type: str, method: str) -> None:
     base = pico_base(model_type)
     before = {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()}
-    first = computed(base)
+    first = computed(base, method=method)
     assert {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()} == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.model.modules())
     assert not any("forward" in vars(module) for module in base.model.modules())
-    assert computed(base).id == first.id
+    assert computed(base, method=method).id == first.id
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_revert_is_exact_and_bake_equals_the_session(model_type: str, tmp_path: Path) -> None:
-    folder = save_pico(tmp_path / "base", model_type)
-    base = pico_base(model_type)
-    patch = computed(base, steps=2)
+@pytest.mark.parametrize(
+    ("model_type", "dtype", "count"),
+    [
+        *((model_type, torch.float32, 1) for model_type in MODEL_TYPES),
+        *((model_type, dtype, 2) for model_type in ("gpt2", "llama") for dtype in (torch.float32, *HALVES)),
+    ],
+)
+def test_revert_is_exact_and_bake_equals_the_session(
+    model_type: str, dtype: torch.dtype, count: int, tmp_path: Path
+) -> None:
+    folder = save_pico(tmp_path / "base", model_type, dtype=dtype)
+    base = pico_base(model_type, dtype=dtype)
+    patches = [computed(base, steps=2, request=request) for request in (REQUEST, OTHER)[:count]]
     original = {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()}
     with PatchedModel(base) as patched:
-        patched.activate([patch])
+        patched.activate(patches)
         edited = {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()}
     assert {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()} == original
-    parameter = patch.header.sites[0].parameter
+    parameter = patches[0].header.sites[0].parameter
     assert [name for name in original if original[name] != edited[name]] == [parameter]
-    hashes = {site.parameter: site.sha256 for site in patch.header.sites}
+    hashes = {site.parameter: site.sha256 for site in patches[0].header.sites}
     bake_folder(
         folder,
         tmp_path / "edited",
-        edited_tensors(folder, [patch]),
+        edited_tensors(folder, patches),
         card="",
         manifest={},
         expected_sha256=hashes,

@@ -74,7 +74,7 @@ def compute(
     Args:
         contexts: prefixes with one ``{}`` each, the bare "{}" first (eq. 7).
         statistics: C; None takes the identity, which costs specificity.
-        document_start: start every sequence with a document separator (DESIGN: the attention sink).
+        document_start: start every sequence with a document separator (docs/concepts.md: the attention sink).
 
     Raises:
         SubjectError, TargetError: the request does not tokenise.
@@ -131,7 +131,7 @@ def make_replayer(base: Base, site: Site, targets: ValueRows) -> tuple[Replayer,
             checks[site.module_name] = agree(replay, plain, site)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         # Whatever a foreign forward pass does not like about being replayed: the plain loop needs none of it.
-        checks[site.module_name] = False
+        return plain, False
     return (replay, True) if checks[site.module_name] else (plain, False)
 
 
