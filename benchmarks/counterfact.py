@@ -1,7 +1,7 @@
 """COUNTERFACT scores of single edits on the default model: the check that a change to the numerics must pass.
 
-    python benchmarks/counterfact.py FILE [--limit N] [--layer L] [--no-document-start] [--key mean]
-        [--statistics auto|none|ID] [--steps N] [--tokens N --corpus FILE]
+    python benchmarks/counterfact.py FILE [--limit N] [--model SPEC] [--layer L] [--seed N] [--steps N]
+        [--key mixed|mean] [--no-document-start] [--statistics auto|none|ID]
 
 Each record is edited alone, scored, and forgotten. Prints ES/PS/NS/S before and after, and the median seconds an edit.
 """
