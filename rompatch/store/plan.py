@@ -45,6 +45,24 @@ def check_pop(stack: StackRecord, members: Collection[str], ids: Sequence[str]) 
             )
 
 
+def sharing_keys(members: Sequence[PatchRecord], new: Sequence[PatchRecord]) -> list[tuple[PatchRecord, PatchRecord]]:
+    """Pairs of a patch of *new* and one before it (on the stack or in *new*) that are about one subject at one site.
+
+    A key depends on the subject far more than on the prompt around it, so the solver finds such patches to share one
+    key and gives it part of both values.
+    """
+    pairs = []
+    active = list(members)
+    for patch in new:
+        pairs += [(other, patch) for other in active if same_text(other.subject, patch.subject) and _meet(other, patch)]
+        active.append(patch)
+    return pairs
+
+
+def _meet(one: PatchRecord, other: PatchRecord) -> bool:
+    return not {site.parameter for site in one.header.sites}.isdisjoint(site.parameter for site in other.header.sites)
+
+
 def _active(ids: Iterable[str]) -> str:
     short = [patch_id[:SHORT_ID] for patch_id in sorted(ids)]
     more = f" and {len(short) - 5} more" if len(short) > 5 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rompatch.errors import ConflictError
+from rompatch.store.plan import sharing_keys
 from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord
 from rompatch.workflows.author import author
 from rompatch.workflows.opened import MAIN_STACK, OpenStore
@@ -15,7 +16,8 @@ def apply(
 ) -> RevisionRecord:
     """Put the patches that *names* mean onto the active stack, all or none, as one revision. Writes.
 
-    The patch files are read and checked first: a damaged one is refused here, not when the model is next loaded.
+    The patch files are read and checked first: a damaged one is refused here, not when the model is next loaded. A
+    note says which patches share a key with another.
 
     Raises:
         PatchNotFoundError, AmbiguousIdError: a name means no patch, or several.
@@ -28,8 +30,15 @@ def apply(
         for record in records:
             store.blobs.get(record.id)
         stack = _stack_for(store, records[0])
-        ids = list(dict.fromkeys(record.id for record in records))
-        return ledger.push(stack, ids, message=message, reason=reason, author=author())
+        new = {record.id: record for record in records}
+        members = ledger.members(stack)
+        revision = ledger.push(stack, list(new), message=message, reason=reason, author=author())
+    for one, other in sharing_keys(members, list(new.values())):
+        store.reporter.note(
+            f"patches {one.label} and {other.label} are about one subject: at apply they share one key and get part of "
+            "both values; verify both"
+        )
+    return revision
 
 
 def revert(

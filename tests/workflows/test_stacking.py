@@ -9,6 +9,7 @@ import pytest
 from heard import Heard
 from tiny_patches import record, tiny_patch
 
+from rompatch.edits import EditRequest
 from rompatch.patch import Patch
 from rompatch.store.ledger import Ledger
 from rompatch.store.records import PatchRecord
@@ -48,3 +49,30 @@ def test_a_removed_patch_loses_its_file(quiet: Store) -> None:
     patch = added(quiet, tiny_patch())
     quiet.remove(patch.id)
     assert quiet.blobs.ids() == ()
+
+
+def about(subject: str, template: str, target: str, layer: int = 1) -> Patch:
+    request = EditRequest(subject, template, target, None, None)
+    return tiny_patch(subject, layers=(layer,), seed=len(template), request=request)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_patches_about_one_subject_at_one_site_are_noted(quiet: Store, heard: Heard, together: bool) -> None:
+    place = added(quiet, about("Eiffel Tower", "{} is located in", "Rome"))
+    height = added(quiet, about("eiffel  tower", "{} is made of", "wood"))
+    for names in [(place.id, height.id)] if together else [(place.id,), (height.id,)]:
+        quiet.apply(*names)
+    (note,) = heard.notes
+    assert place.short_id in note
+    assert height.short_id in note
+    assert "share one key and get part of both values; verify both" in note
+
+
+def test_patches_that_share_no_key_are_applied_in_silence(quiet: Store, heard: Heard) -> None:
+    for patch in (
+        about("Eiffel Tower", "{} is located in", "Rome"),
+        about("Eiffel Tower", "{} is made of", "wood", layer=2),
+        about("Big Ben", "{} is located in", "Oslo"),
+    ):
+        quiet.apply(added(quiet, patch).id)
+    assert heard.notes == []
