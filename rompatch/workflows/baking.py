@@ -44,6 +44,9 @@ class Baked:
 def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spec: BaseSpec | None = None) -> Baked:
     """Write base + stack (or the patches that *names* mean) to the new folder *out*; bit for bit what a session has.
 
+    Args:
+        spec: the base, where it is not the patches' own.
+
     Raises:
         ConflictError: the stack is empty.
         OutputError: *out* exists, or cannot be written.
@@ -58,7 +61,7 @@ def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spe
     if not records:
         raise ConflictError("The stack is empty, so there is nothing to bake.", next_step="Apply a patch first.")
     patches = [store.blobs.get(record.id) for record in records]
-    source, folder = locate((spec or store.base_spec()).model, store.reporter.note)
+    source, folder = locate((spec or store.spec_for(records)).model, store.reporter.note)
     _check_tokenizer(folder, patches)
     store.reporter.note(f"baking {_count(records)} into a copy of {source}")
     report = bake_folder(

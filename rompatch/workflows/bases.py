@@ -1,16 +1,14 @@
-"""Which base a store's next patches are made for, and how the base of an older patch is loaded again."""
+"""Which base a store's next patches are made for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rompatch.default_model import ALIASES
 from rompatch.errors import ModelError, UnknownModelError
-from rompatch.store.records import PatchRecord
 from rompatch.workflows.opened import BASE_SETTING, BaseSpec, OpenStore
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -42,31 +40,6 @@ def use_base(store: OpenStore, model: str, dtype: str | None = None, module: str
     _check(spec.model)
     store.ledger.set_setting(BASE_SETTING, vars(spec))
     return BaseChange(None if saved is None else BaseSpec(**saved), spec)
-
-
-def remember_spec(store: OpenStore, base_id: str, spec: BaseSpec) -> None:
-    """Remember how the base of id *base_id* was loaded. Writes, if it is news."""
-    if store.ledger.setting(_key(base_id)) != vars(spec):
-        store.ledger.set_setting(_key(base_id), vars(spec))
-
-
-def spec_for(
-    store: OpenStore,
-    records: Sequence[PatchRecord],
-    model: str | None = None,
-    dtype: str | None = None,
-    module: str | None = None,
-) -> BaseSpec:
-    """How to load the base of *records*: as told, else as it was loaded when they were made, else the store's."""
-    if model is not None or not records:
-        return store.base_spec(model, dtype, module)
-    saved = store.ledger.setting(_key(records[0].base_id))
-    spec = store.base_spec() if saved is None else BaseSpec(**saved)
-    return BaseSpec(spec.model, dtype or spec.dtype, module or spec.module)
-
-
-def _key(base_id: str) -> str:
-    return f"base {base_id}"
 
 
 def _check(model: str) -> None:

@@ -14,7 +14,6 @@ from rompatch.store.patches import base_id
 from rompatch.store.records import PatchRecord, RevisionRecord
 from rompatch.workflows import stacking
 from rompatch.workflows.author import author
-from rompatch.workflows.bases import remember_spec
 from rompatch.workflows.opened import BaseSpec, OpenStore
 from rompatch.workflows.statistics import AUTOMATIC, statistics_for
 from rompatch.workflows.wording import Wording, choose_template
@@ -157,7 +156,7 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
         author=author(),
         message=options.message,
     )
-    remember_spec(store, record.base_id, spec)
+    store.remember_spec(record.base_id, spec)
     return _applied(store, Created(plan, record, is_new=True), options)
 
 

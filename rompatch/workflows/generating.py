@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rompatch.errors import RequestError
+from rompatch.store.records import PatchRecord
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 
@@ -19,7 +20,10 @@ class GenerateOptions:
         patches: names of patches to have active instead of the stack in force.
         max_new_tokens: tokens at most.
         sample, temperature, top_k, top_p, seed: draw tokens instead of taking the likeliest.
-        document_start: None starts with a document separator, as the patches' own prompts do.
+        document_start: start with a document separator. None does what the patches' own prompts do; it does where
+            they differ, and where there is no patch.
+        spec: the base, where it is not the patches' own; or by its parts, each None being what the patches' own has:
+        model, dtype, module: as ``--model``, ``--dtype`` and ``--module``.
     """
 
     compare: bool = False
@@ -32,6 +36,9 @@ class GenerateOptions:
     seed: int = 0
     document_start: bool | None = None
     spec: BaseSpec | None = None
+    model: str | None = None
+    dtype: str | None = None
+    module: str | None = None
     device: str = "cpu"
 
 
@@ -58,23 +65,34 @@ def generate(store: OpenStore, prompts: Sequence[str], options: GenerateOptions 
     options = options or GenerateOptions()
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RequestError("There is no prompt to continue.", next_step='rompatch generate "The Eiffel Tower is in"')
-    edited = _continue(store, prompts, options, options.patches)
+    records = store.active() if options.patches is None else tuple(store.resolve(name) for name in options.patches)
+    options = replace(
+        options,
+        spec=options.spec or store.spec_for(records, options.model, options.dtype, options.module),
+        document_start=_document_start(records) if options.document_start is None else options.document_start,
+    )
+    edited = _continue(store, prompts, options, records)
     base = _continue(store, prompts, options, ()) if options.compare else [None] * len(prompts)
     return tuple(Generated(prompt, text, was) for prompt, text, was in zip(prompts, edited, base, strict=True))
 
 
+def _document_start(records: Sequence[PatchRecord]) -> bool:
+    """What all of *records* have; True where they differ or there are none."""
+    return {record.header.document_start for record in records} != {False}
+
+
 def _continue(
-    store: OpenStore, prompts: Sequence[str], options: GenerateOptions, patches: tuple[str, ...] | None
+    store: OpenStore, prompts: Sequence[str], options: GenerateOptions, records: Sequence[PatchRecord]
 ) -> list[str]:
     from rompatch.verify.generation import generate as continuations
 
-    document_start = True if options.document_start is None else options.document_start
-    with store.session(patches, spec=options.spec, device=options.device) as model:
+    names = [record.id for record in records]
+    with store.session(names, spec=options.spec, device=options.device) as model:
         return continuations(
             model,
-            store.base(options.spec).tokenizer,
+            store.base(options.spec, device=options.device).tokenizer,
             prompts,
-            document_start=document_start,
+            document_start=options.document_start is not False,
             max_new_tokens=options.max_new_tokens,
             sample=options.sample,
             temperature=options.temperature,

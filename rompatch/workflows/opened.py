@@ -50,7 +50,7 @@ class OpenStore:
     ledger: Ledger
     blobs: Blobs
     reporter: Reporter
-    _loaded: dict[BaseSpec, Base] = field(default_factory=dict)
+    _loaded: dict[tuple[BaseSpec, str], Base] = field(default_factory=dict)
 
     def __enter__(self: Self) -> Self:
         return self
@@ -74,6 +74,26 @@ class OpenStore:
         path = Path(model).expanduser()
         return BaseSpec(str(path.resolve()) if path.exists() else model, dtype, module)
 
+    def spec_for(
+        self,
+        records: Sequence[PatchRecord],
+        model: str | None = None,
+        dtype: str | None = None,
+        module: str | None = None,
+    ) -> BaseSpec:
+        """How to load the base of *records*: as told, else as it was loaded when they were made, else the store's.
+        Reads only."""
+        if model is not None or not records:
+            return self.base_spec(model, dtype, module)
+        saved = self.ledger.setting(_key(records[0].base_id))
+        spec = self.base_spec() if saved is None else BaseSpec(**saved)
+        return BaseSpec(spec.model, dtype or spec.dtype, module or spec.module)
+
+    def remember_spec(self, base_id: str, spec: BaseSpec) -> None:
+        """Remember how the base of id *base_id* was loaded. Writes, if it is news."""
+        if self.ledger.setting(_key(base_id)) != vars(spec):
+            self.ledger.set_setting(_key(base_id), vars(spec))
+
     def remember_base(self, spec: BaseSpec) -> None:
         """Make *spec* the store's base if it has none yet. Writes."""
         if self.ledger.setting(BASE_SETTING) is None:
@@ -81,7 +101,11 @@ class OpenStore:
             self.reporter.note(f"this store's base is now {spec.model}" + (f" ({spec.dtype})" if spec.dtype else ""))
 
     def base(self, spec: BaseSpec | None = None, *, device: str = "cpu") -> Base:
-        """The base model, loaded once per store object.
+        """The base model, loaded once per store object and device.
+
+        Args:
+            spec: None is the base of the store's future patches; that of others is ``store.spec_for(records)``.
+            device: where to put it ("cpu", "cuda", "mps").
 
         Raises:
             ModelError: it cannot be loaded.
@@ -89,11 +113,11 @@ class OpenStore:
         from rompatch.models import load_base
 
         spec = spec or self.base_spec()
-        if spec not in self._loaded:
-            self._loaded[spec] = load_base(
+        if (spec, device) not in self._loaded:
+            self._loaded[spec, device] = load_base(
                 spec.model, dtype=spec.dtype, module=spec.module, device=device, on_progress=self.reporter.note
             )
-        return self._loaded[spec]
+        return self._loaded[spec, device]
 
     # Patches and the stack
 
@@ -129,11 +153,22 @@ class OpenStore:
         """The transformers model with the stack in its weights, restored on exit.
 
         Args:
-            names: patches to have active instead of the stack in force; an empty sequence gives the base.
+            names: patches to have active instead of the stack in force; an empty sequence gives the stack's base.
+            spec: the base, where it is not the patches' own.
+
+        Raises:
+            PatchNotFoundError, AmbiguousIdError: a name means no patch, or several.
+            ModelError, BaseMismatchError: the base cannot be loaded, or is not the patches' own.
         """
         from rompatch.apply.session import PatchedModel
 
-        patches = self.active_patches() if names is None else [self.patch(name) for name in names]
+        records = self.active() if names is None else [self.resolve(name) for name in names]
+        patches = [self.blobs.get(record.id) for record in records]
+        spec = spec or self.spec_for(records or self.active())
         with PatchedModel(self.base(spec, device=device)) as patched:
             patched.activate(patches)
             yield patched.model
+
+
+def _key(base_id: str) -> str:
+    return f"base {base_id}"

@@ -66,10 +66,9 @@ class Store(OpenStore):
 
     def bake(self, out: str | Path, *names: str) -> Baked:
         """Write base + stack (or the patches named) as a new checkpoint folder; see ``baking.bake``."""
-        from rompatch.workflows import baking, bases
+        from rompatch.workflows import baking
 
-        records = [self.resolve(name) for name in names] or self.active()
-        return baking.bake(self, Path(out), names=names or None, spec=bases.spec_for(self, records))
+        return baking.bake(self, Path(out), names=names or None)
 
     def use(self, model: str, dtype: str | None = None, module: str | None = None) -> BaseChange:
         """Choose the base of future patches; see :func:`rompatch.workflows.bases.use_base`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import GateError, RequestError
-from rompatch.store.records import PatchRecord, ScoreRecord, VerificationRecord
+from rompatch.store.records import PatchRecord, ScoreRecord, StackRecord, VerificationRecord
 from rompatch.versions import library_versions
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
@@ -36,7 +36,8 @@ class VerifyOptions:
         suite: a file (one COUNTERFACT record, or rompatch's own form) instead of the atlas.
         in_stack: score the patch together with the whole active stack, not alone.
         gates: least scores after the edit by name ("s", "es", "ps", "ns"), as fractions.
-        spec: the base, where it is not the store's.
+        spec: the base, where it is not the patch's own; or by its parts, each None being what the patch's own has:
+        model, dtype, module: as ``--model``, ``--dtype`` and ``--module``.
         record: write the run to the ledger.
     """
 
@@ -44,6 +45,9 @@ class VerifyOptions:
     in_stack: bool = False
     gates: Mapping[str, float] = field(default_factory=dict)
     spec: BaseSpec | None = None
+    model: str | None = None
+    dtype: str | None = None
+    module: str | None = None
     device: str = "cpu"
     record: bool = True
 
@@ -104,10 +108,13 @@ def verify(store: OpenStore, name: str, options: VerifyOptions | None = None) ->
     record = store.resolve(name)
     suite = suite_of(record, options.suite)
     document_start = record.header.document_start
-    members = _members(store, record, options.in_stack)
+    stack = store.stack() if options.in_stack else None
+    members = _members(store, record, stack)
+    spec = options.spec or store.spec_for([record], options.model, options.dtype, options.module)
+    options = replace(options, spec=spec)
     before = _evaluate(store, [], suite, document_start, options, "before")
     after = _evaluate(store, members, suite, document_start, options, "after")
-    run = _record(store, record, before, after, options, members) if options.record else None
+    run = _record(store, record, before, after, members, stack) if options.record else None
     return Verified(record, before, after, _changes(before, after), missed(after.scores, options.gates), run)
 
 
@@ -145,10 +152,10 @@ def missed(scores: Scores, gates: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _members(store: OpenStore, record: PatchRecord, in_stack: bool) -> list[str]:
-    if not in_stack:
-        return [record.id]
-    return sorted({record.id, *(member.id for member in store.active())})
+def _members(store: OpenStore, record: PatchRecord, stack: StackRecord | None) -> list[str]:
+    """Ids of *record* and of the patches in *stack* at its revision, whatever has become of it since."""
+    others = () if stack is None else store.ledger.members(stack, stack.revision)
+    return sorted({record.id, *(member.id for member in others)})
 
 
 def _evaluate(
@@ -157,7 +164,7 @@ def _evaluate(
     from rompatch.verify.evaluation import evaluate
 
     with store.session(patch_ids, spec=options.spec, device=options.device) as model:
-        tokenizer = store.base(options.spec).tokenizer
+        tokenizer = store.base(options.spec, device=options.device).tokenizer
         return evaluate(
             model,
             tokenizer,
@@ -178,10 +185,9 @@ def _record(
     record: PatchRecord,
     before: Evaluation,
     after: Evaluation,
-    options: VerifyOptions,
     members: list[str],
+    stack: StackRecord | None,
 ) -> VerificationRecord:
-    stack = store.stack() if options.in_stack else None
     scores = [
         score for phase, evaluation in (("pre", before), ("post", after)) for score in _rows(phase, evaluation.scores)
     ]
@@ -193,7 +199,7 @@ def _record(
         stack=None if stack is None else stack.name,
         revision=None if stack is None else stack.revision,
         prompts={"before": before.to_json(), "after": after.to_json()},
-        settings={"document_start": after.document_start, "in_stack": options.in_stack, "patches": members},
+        settings={"document_start": after.document_start, "in_stack": stack is not None, "patches": members},
         environment={**library_versions(), "python": platform.python_version(), "machine": platform.machine()},
     )
 

@@ -36,12 +36,9 @@ def bake_command(settings: Settings, out: Path, patches: tuple[str, ...], as_jso
     card names the patches. A folder that exists is not overwritten.
     """
     from rompatch.workflows.baking import bake
-    from rompatch.workflows.bases import spec_for
 
     with settings.open_store() as store:
-        records = [store.resolve(name) for name in patches] if patches else list(store.active())
-        names = [record.id for record in records] if patches else None
-        baked = bake(store, out, names=names, spec=spec_for(store, records, model))
+        baked = bake(store, out, names=patches or None, spec=None if model is None else store.base_spec(model))
     if as_json:
         render.emit_json(baked.to_json())
         return

@@ -38,7 +38,7 @@ SAMPLING = "Sampling"
 @option(
     "--document-start/--no-document-start",
     default=None,
-    help="Put the document separator before every prompt, or not. Default: put it.",
+    help="Put the document separator before every prompt, or not. Default: as the patches were computed.",
 )
 @json_option
 @option("--sample", is_flag=True, group=SAMPLING, help="Draw tokens instead of taking the likeliest.")
@@ -54,14 +54,10 @@ def generate_command(
 
     The active stack is in the weights, or the patches named with --patch. Nothing is recorded.
     """
-    from rompatch.workflows.bases import spec_for
-
-    named = {name: given.pop(name) for name in ("model", "dtype", "module")}
     with settings.open_store(scratch=True) as store:
         records = [store.resolve(name) for name in patches] if patches else list(store.active())
-        spec = spec_for(store, records, **named)
         ids = tuple(record.id for record in records)
-        found = store.generate(*prompts, patches=ids, spec=spec, **given)
+        found = store.generate(*prompts, patches=ids, **given)
     if as_json:
         render.emit_json({"patches": list(ids), "continuations": [one.to_json() for one in found]})
         return

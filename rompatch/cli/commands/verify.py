@@ -67,13 +67,11 @@ def verify_command(
     NS. ES is the share of prompts where the new object is the likelier one, EM by how much; neighbours must keep
     their own. NAME is an id, four or more digits of one, or a subject. The active stack is left as it is.
     """
-    from rompatch.workflows.bases import spec_for
-
     gates = {score: given[flag] / 100 for flag, score in _GATES.items() if given[flag] is not None}
     with settings.open_store() as store:
-        spec = spec_for(store, [store.resolve(name)], given["model"], given["dtype"], given["module"])
+        base = {part: given[part] for part in ("model", "dtype", "module")}
         found = store.verify(
-            name, suite=suite, in_stack=in_stack, gates=gates, spec=spec, device=device, record=not no_record
+            name, suite=suite, in_stack=in_stack, gates=gates, device=device, record=not no_record, **base
         )
     if as_json:
         render.emit_json(found.to_json())
