@@ -18,6 +18,11 @@ from rompatch.errors import ConflictError, StoreError
 BUSY_SECONDS = 10
 _WRITE = "rompatch_write"
 
+_REBUILD = (
+    "Restore it from a backup. Without one, move it away (with its -wal and -shm): `rompatch use MODEL` makes a new "
+    "ledger, and `rompatch fsck --repair` records the patch files in it; stack, history and scores are lost."
+)
+
 _ERRORS = (
     ("database is locked", "another program has been writing to it for too long", "Wait for it to finish, or end it."),
     ("database or disk is full", "the disk is full", "Free some space and try again; nothing was half written."),
@@ -25,7 +30,7 @@ _ERRORS = (
     ("readonly database", "it is read-only", "Change its permissions, or copy the store to where you may write."),
     ("unable to open", "the file cannot be opened", "Check the path and the permissions of the file and its folder."),
     ("not a database", "the file is not an SQLite database", "Check the path; restore the ledger from a backup."),
-    ("malformed", "the database is damaged", "Restore it from a backup, or rebuild it: `rompatch fsck --repair`."),
+    ("malformed", "the database is damaged", _REBUILD),
     ("no such table", "a table is missing", "It is not a rompatch ledger, or damaged: restore it from a backup."),
     ("no such column", "a column is missing", "It is not a rompatch ledger, or damaged: restore it from a backup."),
 )
@@ -101,7 +106,7 @@ def translated(where: str) -> Iterator[None]:
             raise
         raise StoreError(
             f"The ledger {where}: the database is damaged (text that is not UTF-8).",
-            next_step="Restore it from a backup.",
+            next_step=_REBUILD,
         ) from error
 
 

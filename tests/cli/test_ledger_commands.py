@@ -188,6 +188,23 @@ def test_fsck_repair_registers_a_file_without_a_row(run: Run, two: Two, place: P
     run("fsck")
 
 
+def test_a_damaged_ledger_is_rebuilt_as_its_error_says(run: Run, two: Two, place: Path, tmp_path: Path) -> None:
+    ledger = place / ".rompatch" / "ledger.db"
+    whole = ledger.read_bytes()
+    ledger.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    advice = run("list", code=1).stderr
+    assert "move it away" in advice
+    assert "`rompatch use MODEL`" in advice
+    assert "`rompatch fsck --repair`" in advice
+    for path in ledger.parent.glob("ledger.db*"):
+        path.rename(tmp_path / path.name)
+    run("use", "smollm2-135m")
+    assert run("fsck", "--repair").stdout.count("repaired: ") == 2
+    assert run("fsck").stdout == "the store is whole: 2 patches\n"
+    run("apply", *two)
+    assert {one["id"][:12] for one in read(run("status", "--json"))["active"]} == set(two)
+
+
 def test_a_store_may_be_named_before_or_after_the_command(run: Run, two: Two, place: Path, tmp_path: Path) -> None:
     os.chdir(tmp_path)
     run("status", code=1)
