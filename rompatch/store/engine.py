@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +174,34 @@ class Session:
             raise StoreError(f"The ledger {self.where} is in the middle of a transaction.")
         with translated(self.where):
             yield self._connection
+
+    def seize(self) -> None:
+        """Lock everybody else out of an SQLite database until :meth:`release` or :meth:`close`. Writes.
+
+        Leaving WAL is what SQLite refuses while any other connection is open, even an idle one. It also deletes the
+        files -wal and -shm.
+
+        Raises:
+            StoreError: another connection is open, or a transaction is running.
+        """
+        try:
+            # BEGIN EXCLUSIVE for a lock also where the journal was no WAL; in this locking mode COMMIT keeps it.
+            self._execute("PRAGMA busy_timeout = 0", "PRAGMA locking_mode = EXCLUSIVE", "PRAGMA journal_mode = DELETE")
+            self._execute("BEGIN EXCLUSIVE", "COMMIT")
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let everybody in again after :meth:`seize`."""
+        with suppress(StoreError):  # the old journal mode cannot be had while others are open; it has not changed then
+            self._execute("PRAGMA locking_mode = NORMAL", "PRAGMA journal_mode = WAL")
+        self._execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}", "SELECT 1 FROM sqlite_master")
+
+    def _execute(self, *statements: str) -> None:
+        """Run *statements* beside SQLAlchemy, which would begin a transaction first."""
+        with self.unlocked() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            for statement in statements:
+                driver.execute(statement).fetchall()

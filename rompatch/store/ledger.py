@@ -7,7 +7,8 @@ with Ledger.open(store / "ledger.db") as ledger, ledger.transaction():
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +48,8 @@ class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
         """
         url = ledger_url(target)
         where = url.render_as_string(hide_password=True)
-        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+        if is_file:
             where = str(url.database)
             if not create and not Path(where).is_file():
                 raise StoreError(
@@ -58,6 +60,8 @@ class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
         session = Session(make_engine(url), where)
         try:
             ensure_current(session)
+            if is_file and not where.startswith("file:") and not Path(where).exists():
+                raise StoreError(f"Another program deleted the new ledger {where} just now.", next_step="Try again.")
         except BaseException:
             session.close()
             raise
@@ -71,6 +75,29 @@ class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
     def close(self) -> None:
         """Close the connection."""
         self.session.close()
+
+    def discard(self, unused: Callable[[], bool]) -> bool:
+        """Delete an SQLite ledger's file and close it, if nobody else has it open and *unused* then agrees. Writes.
+
+        False: it stays.
+        """
+        try:
+            self.session.seize()
+        except StoreError:
+            return False
+        if not unused():
+            self.session.release()
+            return False
+        if os.name == "nt":  # which deletes no open file, whoever has it open
+            self.close()
+        try:
+            for end in ("-journal", ""):  # the lock goes last
+                Path(self.where + end).unlink(missing_ok=True)
+        except OSError:
+            return False
+        finally:
+            self.close()
+        return True
 
     def __enter__(self) -> Ledger:
         return self

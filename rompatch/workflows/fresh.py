@@ -11,7 +11,7 @@ from rompatch.reporting import Reporter
 from rompatch.store.blobs import Blobs
 from rompatch.store.ledger import Ledger
 from rompatch.store.location import FOLDER, ledger_path, patches_path
-from rompatch.workflows.opened import OpenStore
+from rompatch.workflows.opened import BASE_SETTING, OpenStore
 from rompatch.workflows.store import Store, store_root
 
 
@@ -29,7 +29,7 @@ def scratch_store(reporter: Reporter | None = None) -> Store:
 
 @contextmanager
 def discarded_unless_used(store: OpenStore, *, new: bool) -> Iterator[None]:
-    """Whoever fails in the body takes *store* along if it is *new* and still holds nothing: no patch, no file."""
+    """Whoever fails in the body takes *store* along if it is *new*, still holds nothing, and nobody else uses it."""
     try:
         yield
     except BaseException:
@@ -39,17 +39,23 @@ def discarded_unless_used(store: OpenStore, *, new: bool) -> Iterator[None]:
 
 
 def _discard(store: OpenStore) -> None:
-    try:
-        if store.patches(limit=1) or any(patches_path(store.root).iterdir()):
-            return
-    except (RompatchError, OSError):
+    """Another program may have found the new store meanwhile and be at work in it, so the ledger goes only while
+    nobody else has it open."""
+    if _is_used(store):
         return
-    store.close()
-    ledger = ledger_path(store.root)
-    for path in (ledger, *(ledger.with_name(ledger.name + end) for end in ("-wal", "-shm", "-journal"))):
-        with suppress(OSError):
-            path.unlink()
+    if not store.ledger.discard(lambda: not _is_used(store)):
+        store.reporter.note(f"the new store {store.root} stays: another program uses it, or it cannot be deleted")
+        return
     for folder in (patches_path(store.root), store.root):
         with suppress(OSError):  # not empty: somebody else's files are in it
             folder.rmdir()
     store.reporter.note(f"nothing was made, so the new store {store.root} is gone again")
+
+
+def _is_used(store: OpenStore) -> bool:
+    """Whether it holds anything: a patch (also a removed one), a chosen base, a file. One that cannot be read does."""
+    try:
+        known = store.ledger.history(limit=1) or store.ledger.setting(BASE_SETTING) is not None
+        return bool(known) or any(patches_path(store.root).iterdir())
+    except (RompatchError, OSError):
+        return True
