@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rompatch.edits import EditRequest, same_text
 from rompatch.errors import RequestError
-from rompatch.patch import BaseRef
+from rompatch.patch import BaseRef, PatchHeader
 from rompatch.store.patches import base_id
 from rompatch.store.records import PatchRecord, RevisionRecord
-from rompatch.workflows import stacking
+from rompatch.workflows import existing, stacking
 from rompatch.workflows.author import author
 from rompatch.workflows.opened import BaseSpec, OpenStore
 from rompatch.workflows.statistics import AUTOMATIC, statistics_for
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rompatch.patch import Patch
     from rompatch.workflows.presets import Preset
 
+METHOD = "rome"
 FROM_USER, FROM_ATLAS, FROM_MODEL = "given", "atlas", "the model's own answer"
 
 
@@ -40,7 +41,7 @@ class CreateOptions:
         preset: a preset file.
         apply: put the patch onto the stack as well.
         dry_run: plan only: nothing is computed and nothing is written.
-        again: compute even if a patch for the same request exists.
+        again: compute even if a patch for the same request with the same settings exists.
         message: for the ledger.
     """
 
@@ -95,8 +96,8 @@ class Plan:
 class Created:
     """The outcome: the plan, and the patch with its record; without them nothing was computed (``dry_run``).
 
-    ``is_new`` is False where a patch for the same request existed and was returned instead. ``revision`` is set where
-    the patch was applied.
+    ``is_new`` is False where a patch for the same request and settings existed and was returned instead. ``revision``
+    is set where the patch was applied.
     """
 
     plan: Plan
@@ -132,19 +133,23 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
         ModelError: the base cannot be loaded.
         ComputeError, StatisticsError: the computation failed.
         StoreError, OutputError: it could not be saved.
+        ConflictError, BaseMismatchError: with ``apply``, the active stack would not take it; nothing is computed.
     """
     options = options or CreateOptions()
     _check_early(subject, relation, target, options)
     spec = options.spec or store.base_spec()
     base = store.base(spec, device=options.device)
     plan = make_plan(store, base, subject, relation, target, options)
+    header = planned_header(base, plan, options)
+    same = existing.made_so(plan.existing, header, options.statistics, options.true)
+    if options.apply and (same is None or options.again):
+        existing.check_apply(store, header)
     if options.dry_run:
         return Created(plan)
-    same = [record for record in plan.existing if same_text(record.request.target_new, target)]
-    if same and not options.again:
-        return _applied(store, Created(plan, same[0]), options)
-    for other in (record for record in plan.existing if record not in same):
-        store.reporter.note(f"patch {other.label} exists for the same subject and relation, with another object")
+    if same is not None and not options.again:
+        return _applied(store, Created(plan, same), options)
+    for other in (record for record in plan.existing if record != same):
+        store.reporter.note(existing.difference(other, plan.request))
     patch, measurements = _compute(store, base, plan, options)
     path = store.blobs.put(patch)
     store.remember_base(spec)  # not before: a create that fails leaves nothing
@@ -178,7 +183,6 @@ def make_plan(store: OpenStore, base: Base, subject: str, relation: str, target:
         raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(options.hparams)) from problem
     layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
     site = base.site(layer)
-    existing = store.ledger.find_same(base_id(base.ref()), subject, request.template)
     return Plan(
         request=request,
         true_source=true_source,
@@ -189,7 +193,22 @@ def make_plan(store: OpenStore, base: Base, subject: str, relation: str, target:
         document_start=document_start,
         hparams=hparams,
         preset=preset.source,
-        existing=existing,
+        existing=existing.on_same_fact(store, base_id(base.ref()), request),
+    )
+
+
+def planned_header(base: Base, plan: Plan, options: CreateOptions) -> PatchHeader:
+    """The header of the patch to be made, as far as it is known before computing: no contexts, no statistics."""
+    return PatchHeader(
+        method=METHOD,
+        hparams=vars(plan.hparams),
+        request=plan.request,
+        base=plan.base,
+        sites=(base.site(plan.layer).ref(),),
+        contexts=(),
+        seed=options.seed,
+        document_start=plan.document_start,
+        statistics=None,
     )
 
 
@@ -244,7 +263,7 @@ def _compute(store: OpenStore, base: Base, plan: Plan, options: CreateOptions) -
         statistics = statistics_for(base, site, options.statistics, options.seed, store.reporter)
     with watch.phase("contexts"):
         contexts = sample_contexts(base.model, base.tokenizer, options.seed)
-    computation = METHODS["rome"].compute(
+    computation = METHODS[METHOD].compute(
         base,
         plan.request,
         site=site,

@@ -80,7 +80,7 @@ _method_options = stacked(
 @option("--prompt", type=WORDS, metavar="TEMPLATE", help='The prompt itself, {} for the subject: "{} is located in".')
 @option("--apply", is_flag=True, help="Put the patch onto the active stack as well.")
 @option("--dry-run", is_flag=True, help="Show the plan; compute nothing and write nothing.")
-@option("--again", is_flag=True, help="Compute even if a patch for the same request exists.")
+@option("--again", is_flag=True, help="Compute even if a patch for the same request and settings exists.")
 @message_option
 @json_option
 @model_options
@@ -90,7 +90,7 @@ def create_command(settings: Settings, subject: str, relation: str, object: str,
 
     SUBJECT is the thing that the fact is about, RELATION a phrase ("located in") or a template with {}, OBJECT what
     the model shall answer. Of several wordings of a phrase the one that the model finds likeliest is taken. Where a
-    patch for the same request exists, nothing is computed.
+    patch for the same request with the same settings exists, nothing is computed.
     """
     from rompatch.edits import EditRequest
     from rompatch.workflows.creating import CreateOptions
@@ -170,6 +170,6 @@ def _next(settings: Settings, created: Created, applied: bool) -> None:
         reporter.note("nothing was computed (--dry-run)")
         return
     if not created.is_new:
-        reporter.note("a patch for this request exists: nothing was computed (--again computes one anyway)")
+        reporter.note("a patch with this request and settings exists: nothing was computed (--again computes anyway)")
     verb = "verify" if applied else "apply"
     reporter.note(f"next: rompatch {verb} {record.short_id}")
