@@ -6,9 +6,11 @@ the index, proxy and certificates that the user has set up. Both hashes are pinn
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,13 +22,15 @@ from pathlib import Path
 
 from platformdirs import user_cache_dir
 
-from rompatch.errors import DownloadError
+from rompatch.errors import DownloadError, UnknownModelError
 
 Progress = Callable[[str], None]
 """Receives one short sentence for people whenever something slow begins or ends."""
 
 CACHE_VARIABLE = "ROMPATCH_CACHE"
 WHEEL_VARIABLE = "ROMPATCH_WHEEL"
+NOT_ASKED = "not asked, a hub id looks like owner/name"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,24 @@ ALIASES: dict[str, PackagedModel] = {
     ),
 }
 """Short names that ``--model`` takes, beside folders, GGUF files and hub ids."""
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether *spec* is spelled like a hub id: ``name`` or ``owner/name``, and no GGUF file's name."""
+    return _HUB_ID.fullmatch(spec) is not None and not spec.endswith(".gguf")
+
+
+def unknown_model(spec: str, hub: str) -> UnknownModelError:
+    """The error for a *spec* that names no base; *hub* says what came of asking the hub, or why it was not asked."""
+    close = difflib.get_close_matches(spec.lower(), ALIASES, n=1)
+    path = Path(spec).expanduser().absolute()
+    return UnknownModelError(
+        f"There is no model {spec!r}.",
+        expected="a folder, a .gguf file, an alias or a hub id",
+        found=f"folder or file: none at {path}; alias: none ({', '.join(ALIASES)}); hub: {hub}",
+        next_step=f"Did you mean {close[0]!r}?" if close else "Check the spelling, or name a local folder.",
+        suggestion=close[0] if close else None,
+    )
 
 
 def cache_root() -> Path:

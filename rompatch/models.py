@@ -6,9 +6,7 @@ gradients, read from a Hugging Face folder that nothing here writes to. Code fro
 
 from __future__ import annotations
 
-import difflib
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rompatch import architectures, fingerprints, sites, tokens
 from rompatch.architectures import Architecture
-from rompatch.default_model import ALIASES, DEFAULT_MODEL, Progress, packaged_gguf
-from rompatch.errors import ModelError, UnknownModelError
+from rompatch.default_model import ALIASES, DEFAULT_MODEL, NOT_ASKED, Progress, is_hub_id, packaged_gguf, unknown_model
+from rompatch.errors import ModelError
 from rompatch.gguf_cache import cached_folder, dequantised_folder
 from rompatch.hub import hub_folder
 from rompatch.patch import BaseRef
@@ -46,7 +44,6 @@ class Base:
         tokenizer: its tokenizer.
         folder: the checkpoint folder it was read from, or None if the caller loaded it (:func:`wrap`).
         architecture: where the down-projection is.
-        notes: what was found out about this live model, for as long as it lives; never saved.
     """
 
     source: str
@@ -54,7 +51,6 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     folder: Path | None
     architecture: Architecture
-    notes: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def model_type(self) -> str:
@@ -199,20 +195,13 @@ def locate(spec: str, on_progress: Progress | None = None) -> tuple[str, Path]:
     if spec in ALIASES:
         folder = cached_folder(ALIASES[spec].gguf_sha256)
         return spec, folder if folder.is_dir() else dequantised_folder(packaged_gguf(spec, note), note)
-    close = difflib.get_close_matches(spec.lower(), ALIASES, n=1)
-    if re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", spec) and not spec.endswith(".gguf"):
+    if is_hub_id(spec):
         downloaded, why = hub_folder(spec, note)
         if downloaded is not None:
             return spec, downloaded
     else:
-        why = "not asked, a hub id looks like owner/name"
-    raise UnknownModelError(
-        f"There is no model {spec!r}.",
-        expected="a folder, a .gguf file, an alias or a hub id",
-        found=f"folder or file: none at {path.absolute()}; alias: none ({', '.join(ALIASES)}); hub: {why}",
-        next_step=f"Did you mean {close[0]!r}?" if close else "Check the spelling, or name a local folder.",
-        suggestion=close[0] if close else None,
-    )
+        why = NOT_ASKED
+    raise unknown_model(spec, why)
 
 
 def _gguf_file(path: Path) -> Path:

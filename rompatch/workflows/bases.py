@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rompatch.default_model import ALIASES
-from rompatch.errors import ModelError, UnknownModelError
+from rompatch.default_model import ALIASES, NOT_ASKED, is_hub_id, unknown_model
+from rompatch.errors import ModelError
 from rompatch.workflows.opened import BASE_SETTING, BaseSpec, OpenStore
-
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,6 @@ def _check(model: str) -> None:
     path = Path(model)
     if model and path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"The folder {path} holds no model.", expected="a Hugging Face checkpoint with config.json")
-    if (model and path.exists()) or model in ALIASES or (_HUB_ID.fullmatch(model) and not model.endswith(".gguf")):
+    if (model and path.exists()) or model in ALIASES or is_hub_id(model):
         return
-    raise UnknownModelError(
-        f"There is no model {model!r}.",
-        expected="a folder, a .gguf file, an alias or a hub id",
-        found=f"no such path; aliases: {', '.join(ALIASES)}",
-        next_step="Check the spelling, or name a local folder.",
-    )
+    raise unknown_model(model, NOT_ASKED)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rompatch.default_model import cache_root
 from rompatch.errors import StatisticsError
@@ -125,14 +124,6 @@ def _collect(
             cache.save_partial(key, moment, done)
             reporter.note(f"kept {moment.count:,} tokens; the same command goes on from there")
         raise
-
-
-def ship(file_id: str, out: Path, provenance: dict[str, Any]) -> None:
-    """Write cached statistics in the half-precision form that comes with the package (maintainers)."""
-    from rompatch.compute.statistics_files import write_packed
-
-    cache = statistics_cache()
-    write_packed(cache.load(cache.resolve(file_id)), out, provenance)
 
 
 def _checked(cache: StatisticsCache, file: StatisticsFile, key: StatisticsKey) -> Statistics:
