@@ -257,3 +257,20 @@ def test_wide_characters_keep_the_columns_aligned(run: Run, two: Two, place: Pat
 def test_stats_list_of_an_empty_cache_is_an_empty_list(run: Run, place: Path) -> None:
     found = read(run("stats", "list", "--json"))["statistics"]
     assert all(one["shipped"] for one in found)
+
+
+def test_objects_have_one_name_everywhere(run: Run, two: Two) -> None:
+    header = run("list").stdout.splitlines()[0]
+    assert "true object  new object" in header
+    shown = run("show", two[0]).stdout
+    assert [line.split("  ")[0] for line in shown.splitlines() if " object" in line] == ["new object", "true object"]
+
+
+def test_use_and_create_answer_an_unknown_model_alike(run: Run, two: Two) -> None:
+    assert two, "there is a store"
+    errors = [
+        run("use", "./smolm2-135m", code=1).stderr,
+        run("create", "a", "{} is", "b", "--model", "./smolm2-135m", code=1).stderr,
+    ]
+    assert errors[0] == errors[1]
+    assert "Did you mean 'smollm2-135m'?" in errors[0]

@@ -76,7 +76,7 @@ def list_command(settings: Settings, subject: str | None, active: bool, limit: i
         )
         for record in found.patches
     ]
-    click.echo(render.table(("", "patch", "prompt", "was", "now", "created (UTC)"), rows, flexible=2))
+    click.echo(render.table(("", "patch", "prompt", "true object", "new object", "created (UTC)"), rows, flexible=2))
 
 
 @command("log", examples=("rompatch log", "rompatch log --limit 50 --offset 50"))

@@ -51,8 +51,8 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
         ("prompt", record.request.prompt),
         ("template", record.request.template),
         ("relation", record.request.relation),
-        ("now", record.request.target_new),
-        ("was", record.request.target_true or "not known"),
+        ("new object", record.request.target_new),
+        ("true object", record.request.target_true or "not known"),
         ("base", f"{header.base.source} ({header.base.model_type}, {header.base.dtype})"),
     ]
     lines += [
