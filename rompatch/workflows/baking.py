@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rompatch import __version__
-from rompatch.errors import ConflictError
+from rompatch.errors import BaseMismatchError, ConflictError
 from rompatch.patch import SHORT_ID, BaseRef, Patch
 from rompatch.store.records import PatchRecord
 from rompatch.versions import library_versions
@@ -50,7 +50,8 @@ def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spe
     Raises:
         ConflictError: the stack is empty.
         OutputError: *out* exists, or cannot be written.
-        BaseMismatchError: a tensor or the tokenizer in the base's folder is not the one that a patch was computed for.
+        BaseMismatchError: a tensor, its dtype or the tokenizer in the base's folder is not the one that a patch was
+            computed for.
     """
     from rompatch.apply.bake import bake_folder
     from rompatch.apply.solve import JOINT_RIDGE
@@ -63,6 +64,7 @@ def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spe
     patches = [store.blobs.get(record.id) for record in records]
     source, folder = locate((spec or store.spec_for(records)).model, store.reporter.note)
     _check_tokenizer(folder, patches)
+    _check_dtype(folder, patches)
     store.reporter.note(f"baking {_count(records)} into a copy of {source}")
     report = bake_folder(
         folder,
@@ -120,7 +122,7 @@ def model_card(store: OpenStore, source: str, base: BaseRef, records: Sequence[P
             f"made by rompatch {__version__}. Every other tensor is the base's own, byte for byte."
         ),
         "",
-        "| patch | prompt | was | now | S | ES | PS | NS |",
+        "| patch | prompt | true object | new object | S | ES | PS | NS |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [_card_row(store, record) for record in records]
@@ -148,7 +150,6 @@ def _card_row(store: OpenStore, record: PatchRecord) -> str:
 def _check_tokenizer(folder: Path, patches: Sequence[Patch]) -> None:
     from transformers import AutoTokenizer
 
-    from rompatch.errors import BaseMismatchError
     from rompatch.fingerprints import tokenizer_hash
 
     found = tokenizer_hash(AutoTokenizer.from_pretrained(folder, local_files_only=True))
@@ -162,3 +163,23 @@ def _check_tokenizer(folder: Path, patches: Sequence[Patch]) -> None:
                 next_step="Bake from the patch's own base.",
                 patch_id=patch.id,
             )
+
+
+def _check_dtype(folder: Path, patches: Sequence[Patch]) -> None:
+    from rompatch.apply.checkpoint import match_name, stored_tensors
+
+    stored = stored_tensors(folder)
+    for patch in patches:
+        for site in patch.header.sites:
+            found = stored[match_name(site.parameter, stored)].dtype
+            if found != site.dtype:
+                raise BaseMismatchError(
+                    f"Patch {patch.short_id} was computed in {site.dtype} (--dtype), the checkpoint in {folder} stores "
+                    f"{found}.",
+                    expected=f"{site.parameter} in {site.dtype}",
+                    found=found,
+                    next_step=f"Bake from a checkpoint that was saved in {site.dtype} (--model), or compute the patch "
+                    "anew without --dtype.",
+                    patch_id=patch.id,
+                    parameter=site.parameter,
+                )

@@ -95,9 +95,7 @@ def listing(
     """
     _not_negative(limit=limit)
     active = frozenset(record.id for record in store.active())
-    if not active_only:
-        return Listing(store.patches(subject, limit=limit), active)
-    return Listing(tuple(record for record in store.patches(subject) if record.id in active)[:limit], active)
+    return Listing(store.patches(subject, active=active_only, limit=limit), active)
 
 
 def details(store: OpenStore, name: str) -> Details:

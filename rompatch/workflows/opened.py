@@ -121,9 +121,14 @@ class OpenStore:
 
     # Patches and the stack
 
-    def patches(self, subject: str | None = None, *, limit: int | None = None) -> tuple[PatchRecord, ...]:
-        """The ledger's patches, newest first. Reads only."""
-        return self.ledger.patches(subject, limit=limit)
+    def patches(
+        self, subject: str | None = None, *, active: bool = False, limit: int | None = None
+    ) -> tuple[PatchRecord, ...]:
+        """The ledger's patches, newest first: of one subject, of the stack in force, so many, if asked. Reads only."""
+        if not active:
+            return self.ledger.patches(subject, limit=limit)
+        members = {record.id for record in self.active()}
+        return tuple(record for record in self.ledger.patches(subject) if record.id in members)[:limit]
 
     def resolve(self, name: str) -> PatchRecord:
         """The patch that an id, an id's prefix or a subject means. Reads only."""

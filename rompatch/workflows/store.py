@@ -14,6 +14,7 @@ from rompatch.store.records import PatchRecord, RevisionRecord
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
+    from rompatch.compute.statistics_files import StatisticsFile
     from rompatch.workflows.baking import Baked
     from rompatch.workflows.bases import BaseChange
     from rompatch.workflows.browsing import Details, Page, Status
@@ -93,6 +94,53 @@ class Store(OpenStore):
         from rompatch.workflows import browsing
 
         return browsing.status(self)
+
+    def statistics(self) -> list[StatisticsFile]:
+        """The key statistics at hand, those that come with rompatch first; they are the user's, not the store's."""
+        from rompatch.workflows.statistics import statistics_cache
+
+        return list(statistics_cache().files())
+
+    def show_statistics(self, statistics_id: str) -> StatisticsFile:
+        """Where the statistics whose id begins with *statistics_id* come from.
+
+        Raises:
+            StatisticsError, AmbiguousIdError: none are of that id, or several.
+        """
+        from rompatch.workflows.statistics import statistics_cache
+
+        return statistics_cache().resolve(statistics_id)
+
+    def build_statistics(
+        self,
+        corpus: str | None = None,
+        *,
+        layer: int | None = None,
+        tokens: int | None = None,
+        seed: int = 0,
+        spec: BaseSpec | None = None,
+        device: str = "cpu",
+    ) -> StatisticsFile:
+        """Collect statistics and save them; see :func:`rompatch.workflows.collecting.build_statistics`."""
+        from rompatch.workflows import collecting
+
+        return collecting.build_statistics(
+            self, corpus, spec=spec, device=device, layer=layer, tokens=tokens, seed=seed
+        )
+
+    def remove_statistics(self, statistics_id: str) -> StatisticsFile:
+        """Delete the cached statistics whose id begins with *statistics_id*. Patches made with them stay as they are.
+
+        Raises:
+            StatisticsError, AmbiguousIdError: none are of that id, or several; or they come with rompatch.
+            OutputError: the file cannot be deleted.
+        """
+        from rompatch.workflows.statistics import statistics_cache
+
+        cache = statistics_cache()
+        file = cache.resolve(statistics_id)
+        cache.remove(file)
+        return file
 
     def check(self, *, mend: bool = False) -> Checked:
         """Whether ledger and files are whole and agree; see :func:`rompatch.workflows.checking.check`."""

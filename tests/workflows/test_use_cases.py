@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from heard import FAST, Heard
-from pico import END, toy_tokenizer
+from pico import END, save_pico, toy_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -32,6 +32,7 @@ from rompatch.errors import (
 from rompatch.sites import tensor_sha256
 from rompatch.store.records import PatchRecord
 from rompatch.workflows import statistics as statistics_workflow
+from rompatch.workflows.baking import bake
 from rompatch.workflows.opened import BaseSpec
 from rompatch.workflows.store import Store, open_store
 
@@ -369,3 +370,44 @@ def test_statistics_are_sampled_once_and_used_again(
     assert made(store, spec, "Mozart", "{} is in", "Vienna").header.statistics is None
     with pytest.raises(StatisticsError, match="another model or layer"):
         made(store, spec, "Rome", "{} is in", "Vienna", statistics=file.id, layer=0)
+
+
+def test_statistics_are_built_listed_shown_and_removed(store: Store, spec: BaseSpec, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The Eiffel Tower is in Paris.\n" * 40)
+    built = store.build_statistics(str(tmp_path / "text.txt"), layer=1, tokens=60, spec=spec)
+    assert built.key.parameter == "model.layers.1.mlp.down_proj.weight"
+    assert [file for file in store.statistics() if not file.shipped] == [built]
+    assert store.show_statistics(built.id[:8]) == built
+    assert store.remove_statistics(built.id[:8]) == built
+    assert not built.path.exists()
+    assert all(file.shipped for file in store.statistics())
+    with pytest.raises(StatisticsError):
+        store.show_statistics(built.id)
+
+
+def test_patches_are_filtered_by_subject_activity_and_number(store: Store, spec: BaseSpec) -> None:
+    tower = made(store, spec, apply=True)
+    bell = made(store, spec, "Big Ben", "{} is in", "Vienna", true="London", apply=True)
+    late = made(store, spec, "Eiffel Tower", "{} is near", "London")
+    assert store.patches() == (late, bell, tower)
+    assert store.patches("eiffel tower") == (late, tower)
+    assert store.patches(active=True) == (bell, tower)
+    assert store.patches("Eiffel Tower", active=True) == (tower,)
+    assert store.patches(active=True, limit=1) == store.patches(limit=2)[1:] == (bell,)
+
+
+def test_a_patch_of_another_dtype_than_the_checkpoints_says_so_when_baked(store: Store, tmp_path: Path) -> None:
+    folder = save_pico(tmp_path / "half", dtype=torch.bfloat16)
+    record = made(store, BaseSpec(str(folder), "float32"), apply=True)
+    before = everything(store)
+    with pytest.raises(BaseMismatchError, match=r"was computed in float32 \(--dtype\), .* stores bfloat16") as caught:
+        store.bake(tmp_path / "edited")
+    assert "anew without --dtype" in str(caught.value)
+    assert caught.value.patch_id == record.id
+    assert not (tmp_path / "edited").exists()
+    assert everything(store) == before
+    whole = save_pico(tmp_path / "whole", dtype=torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).save_pretrained(whole)
+    bake(store, tmp_path / "edited", spec=BaseSpec(str(whole)))
+    assert (tmp_path / "edited" / "model.safetensors").exists()
+    assert "| true object | new object |" in (tmp_path / "edited" / "README.md").read_text()
