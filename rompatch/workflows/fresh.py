@@ -56,6 +56,7 @@ def _is_used(store: OpenStore) -> bool:
     """Whether it holds anything: a patch (also a removed one), a chosen base, a file. One that cannot be read does."""
     try:
         known = store.ledger.history(limit=1) or store.ledger.setting(BASE_SETTING) is not None
-        return bool(known) or any(patches_path(store.root).iterdir())
+        files = patches_path(store.root)
+        return bool(known) or (files.exists() and any(files.iterdir()))
     except (RompatchError, OSError):
         return True

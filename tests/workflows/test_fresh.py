@@ -42,6 +42,13 @@ def test_a_failure_in_a_new_store_leaves_nothing(tmp_path: Path, heard: Heard, e
     assert heard.notes[-1].endswith("is gone again")
 
 
+def test_a_new_store_without_its_folder_of_patches_goes_too(tmp_path: Path) -> None:
+    store = open_store(tmp_path / ".rompatch")
+    (store.root / "patches").rmdir()
+    fails_in(store)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_store_that_another_process_has_open_stays_and_works(tmp_path: Path, heard: Heard) -> None:
     root = tmp_path / ".rompatch"
     store = open_store(root, reporter=heard)
