@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -57,10 +57,12 @@ class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
                     next_step="`rompatch create` makes one, or name another store with --store.",
                     path=where,
                 )
+        existing = _inode(where)
         session = Session(make_engine(url), where)
+        opened = existing or _inode(where)
         try:
             ensure_current(session)
-            if is_file and not where.startswith("file:") and not Path(where).exists():
+            if _inode(where) != opened:  # while it waited for the lock
                 raise StoreError(f"Another program deleted the new ledger {where} just now.", next_step="Try again.")
         except BaseException:
             session.close()
@@ -153,3 +155,10 @@ class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
             *pages,
             *(f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}" for row in rows if row[0] in tables),
         )
+
+
+def _inode(where: str) -> int | None:
+    """Which file is at that path, if one is; an inode is not used again while somebody has it open."""
+    with suppress(OSError, ValueError):
+        return Path(where).stat().st_ino
+    return None
