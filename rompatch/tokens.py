@@ -107,11 +107,12 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, do
     Raises:
         TargetError: the target tokenises to nothing.
     """
-    text = prompt + joiner(prompt, target) + target
+    text = prompt + joiner(prompt, target)
+    start, text = len(text), text + target
     ids, offsets = _with_offsets(tokenizer, text)
     # A token belongs to the target when it ends beyond the prompt: " Rome" starts with the joining space.
     split = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
-    if split == len(ids):
+    if not any(end > start for _, end in offsets):  # the joining space alone is no target
         raise TargetError(
             f"The object {target!r} tokenises to nothing after {prompt!r}.",
             expected="at least one token",

@@ -102,13 +102,31 @@ def test_a_download_that_broke_off_is_refused(refused: Refused, tmp_path: Path) 
     assert not list((tmp_path / "cache").rglob("*.gguf"))
 
 
-def test_not_a_number_in_the_weights_ends_the_optimisation(refused: Refused, tmp_path: Path) -> None:
+def test_not_a_number_in_the_weights_is_found_where_it_first_shows(refused: Refused, tmp_path: Path) -> None:
     folder = save_pico(tmp_path / "nan")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.2.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     args = ("--model", folder, "--true", "Paris", *QUICK)
-    refused("create", "Eiffel Tower", "{} is in", "Rome", *args, code=1, words="error: ")
+    refused("create", "Eiffel Tower", "{} is in", "Rome", *args, code=1, words="probabilities are not numbers")
+
+
+def test_not_a_number_in_the_optimisation_ends_it(refused: Refused, pico_folder: Path) -> None:
+    args = ("--model", pico_folder, "--true", "Paris", "--statistics", "none", "--steps", 5, "--lr", "inf")
+    words = "The optimisation of v* left the finite numbers at step 2"
+    result = refused("create", "Eiffel Tower", "{} is in", "Rome", *args, code=1, words=words)
+    assert "next: Lower --lr" in result.stderr
+
+
+@pytest.mark.parametrize("template", ["{} is in", "located in"])
+def test_an_object_that_tokenises_to_nothing_is_refused(refused: Refused, tmp_path: Path, template: str) -> None:
+    folder = save_pico(tmp_path / "stripping")
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+    path.write_text(json.dumps(tokenizer))
+    args = ("--model", folder, "--true", "Paris", *QUICK)
+    refused("create", "Eiffel Tower", template, "\u200b", *args, code=2, words="tokenises to nothing")
 
 
 def test_not_a_number_in_the_statistics_is_refused(
