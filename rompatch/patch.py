@@ -2,7 +2,7 @@
 
 Nothing here imports torch: factors are NumPy float32 arrays. NumPy itself is imported where numbers are touched, so
 that the ledger and ``rompatch log``, which need headers only, answer at once. Two equal patches have equal ids, whoever
-computed them and in whatever order: the id is the sha256 of the canonical content, without time stamps (docs/format.md).
+computed them and in whatever order: the id is the sha256 of the canonical content, no time stamps (docs/format.md).
 """
 
 from __future__ import annotations

@@ -151,17 +151,18 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
     for other in (record for record in plan.existing if record != same):
         store.reporter.note(existing.difference(other, plan.request))
     patch, measurements = _compute(store, base, plan, options)
-    path = store.blobs.put(patch)
-    store.remember_base(spec)  # not before: a create that fails leaves nothing
-    record = store.ledger.add_patch(
-        patch.header,
-        patch_id=patch.id,
-        file_size=path.stat().st_size,
-        measurements=measurements,
-        author=author(),
-        message=options.message,
-    )
-    store.remember_spec(record.base_id, spec)
+    with store.ledger.transaction():  # file first, then the row; no fsck or rm gets in between
+        path = store.blobs.put(patch)
+        store.remember_base(spec)  # not before: a create that fails leaves nothing
+        record = store.ledger.add_patch(
+            patch.header,
+            patch_id=patch.id,
+            file_size=path.stat().st_size,
+            measurements=measurements,
+            author=author(),
+            message=options.message,
+        )
+        store.remember_spec(record.base_id, spec)
     return _applied(store, Created(plan, record, is_new=True), options)
 
 
