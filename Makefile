@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 SOURCES := rompatch tests migrations $(wildcard scripts benchmarks)
 
 # The environment's commands come first for every recipe, so that scripts find `rompatch` by its name.
+# OpenMP threads that spin while they wait make torch many times slower where cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
