@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from rompatch.cli.terminal import TerminalReporter
 
 if TYPE_CHECKING:
     from rompatch.workflows.store import Store
+
+
+class HeldInterrupts:
+    """Ctrl-C waits from here to :meth:`release`: a store that is half made could not be taken away again."""
+
+    def __init__(self) -> None:
+        self._pressed: list[tuple[int, FrameType | None]] = []
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT)):
+            self._before = signal.signal(signal.SIGINT, lambda *pressed: self._pressed.append(pressed))
+
+    def restore(self) -> None:
+        """Listen again, as before."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def release(self) -> None:
+        """Listen again; what was pressed meanwhile is heard now (``KeyboardInterrupt``)."""
+        self.restore()
+        if self._pressed:
+            self._before(*self._pressed[0])
 
 
 @dataclass
@@ -57,12 +81,18 @@ class Settings:
 
         reporter = self.reporter()
         exists = store_exists(self.store)
-        if not exists and scratch:
-            opened = scratch_store(reporter)
-        else:
-            opened = open_store(self.store, create=create, reporter=reporter)
+        held = HeldInterrupts()
+        try:
+            if not exists and scratch:
+                opened = scratch_store(reporter)
+            else:
+                opened = open_store(self.store, create=create, reporter=reporter)
+        except BaseException:
+            held.restore()
+            raise
         try:
             with discarded_unless_used(opened, new=not exists and not scratch):
+                held.release()
                 yield opened
         finally:
             reporter.stop()

@@ -19,8 +19,6 @@ from rompatch.errors import RompatchError
 
 ROOT = Path(rompatch.__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-MADE_BY_A_BENCHMARK = {"twenty-facts.md"}
-"""Pages that a command writes: python benchmarks/twenty_facts.py."""
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -92,8 +90,6 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     for link in links(page):
         target, _, heading = link.partition("#")
         path = (page.parent / target).resolve() if target else page
-        if path.name in MADE_BY_A_BENCHMARK and not path.exists():
-            continue
         assert path.exists(), f"{name_of(page)} links to {link}"
         assert not heading or heading in anchors(path), f"{name_of(page)} links to {link}: no such heading"
 
