@@ -143,7 +143,8 @@ def load_base(
         raise ModelError(f"A base cannot be loaded as {dtype!r}.", expected=", ".join(DTYPES), found=dtype)
     note = on_progress or (lambda text: None)
     source, folder = locate(spec, note)
-    model, tokenizer = _load_folder(folder, dtype, note)
+    note(f"loading {source}")
+    model, tokenizer = _load_folder(folder, dtype)
     architecture = sites.find_architecture(model, module)
     return Base(source, _place(model, device), tokenizer, folder, architecture)
 
@@ -217,14 +218,13 @@ def _gguf_file(path: Path) -> Path:
     )
 
 
-def _load_folder(folder: Path, dtype: str | None, note: Progress) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_folder(folder: Path, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"The folder {folder} holds no model.",
             expected="a Hugging Face checkpoint with config.json",
             found=", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "an empty folder",
         )
-    note(f"loading {folder}")
     with quiet_transformers():
         model, info = _guarded(
             AutoModelForCausalLM.from_pretrained,
