@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, insert, select, update
 
-from rompatch.edits import same_text
 from rompatch.errors import ConflictError, PatchNotFoundError, StoreError
 from rompatch.patch import SHORT_ID, BaseRef, PatchHeader, canonical_json
 from rompatch.store import schema
@@ -137,11 +136,6 @@ class PatchVerbs:
         with self.session.reading() as connection:
             rows = connection.execute(query.limit(limit).offset(offset)).mappings()
             return tuple(patch_from(row) for row in rows)
-
-    def find_same(self, base_id: str, subject: str, template: str) -> tuple[PatchRecord, ...]:
-        """Patches of the same base, subject and template (case and white space aside), newest first. Reads only."""
-        found = self.patches(subject, base_id=base_id)
-        return tuple(patch for patch in found if same_text(patch.request.template, template))
 
     def remove_patch(self, patch_id: str) -> PatchRecord:
         """Forget a patch. Writes. Its row becomes a tombstone, because older revisions and verifications name it.

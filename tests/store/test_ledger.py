@@ -92,13 +92,6 @@ def test_patches_come_newest_first_and_by_subject(main: Ledger) -> None:
     assert ids(main.patches(base_id=main.patch(FOREIGN.id).base_id)) == [FOREIGN.id]
 
 
-def test_the_same_fact_is_found_whatever_its_case(main: Ledger) -> None:
-    base = main.patch(TOWER.id).base_id
-    assert len(main.find_same(base, "EIFFEL TOWER", "{}  is Located in")) == 3
-    assert main.find_same(base, "Eiffel Tower", "{} was built by") == ()
-    assert main.find_same(main.patch(FOREIGN.id).base_id, "Eiffel Tower", "{} is located in") == ()
-
-
 # --- resolve
 
 
