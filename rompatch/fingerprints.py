@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.architectures import Architecture
+from rompatch.offload import parameter_of
 from rompatch.patch import canonical_json
 from rompatch.sites import tensor_sha256
 
@@ -60,8 +60,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return _sha256(canonical_json({"pipeline": pipeline, "special": special}))
 
 
-def input_parameters(model: PreTrainedModel, architecture: Architecture, layer: int) -> dict[str, nn.Parameter]:
-    """The parameters that the input of the site at *layer* can depend on, by name.
+def input_parameters(model: PreTrainedModel, architecture: Architecture, layer: int) -> list[str]:
+    """Names of the parameters that the input of the site at *layer* can depend on.
 
     Everything except later layers, the final norm and the output head: too many rather than too few (the rest of the
     layer itself is in). A head that is tied to the embeddings is in, as the embeddings.
@@ -69,7 +69,7 @@ def input_parameters(model: PreTrainedModel, architecture: Architecture, layer: 
     prefix = f"{architecture.layers}."
     parent = architecture.layers.rpartition(".")[0]
     head = _untied_head(model)
-    kept = {}
+    kept = []
     for name, parameter in model.named_parameters():
         if name.startswith(prefix):
             index = name[len(prefix) :].split(".", 1)[0]
@@ -77,16 +77,19 @@ def input_parameters(model: PreTrainedModel, architecture: Architecture, layer: 
                 continue
         elif id(parameter) in head or name.rpartition(".")[0] in {f"{parent}.{norm}" for norm in FINAL_NORMS}:
             continue
-        kept[name] = parameter
+        kept.append(name)
     return kept
 
 
-def fingerprint_parameters(parameters: Mapping[str, nn.Parameter]) -> str:
-    """sha256 over name, dtype, shape and tensor hash of each parameter, in order of name."""
-    lines = [
-        f"{name} {parameter.dtype} {tuple(parameter.shape)} {tensor_sha256(parameter)}\n"
-        for name, parameter in sorted(parameters.items())
-    ]
+def fingerprint_parameters(model: PreTrainedModel, names: Iterable[str]) -> str:
+    """sha256 over name, dtype, shape and tensor hash of each parameter, in order of name.
+
+    One at a time: of a model larger than memory no more than one weight is brought in.
+    """
+    lines = []
+    for name in sorted(names):
+        tensor = parameter_of(model, name)
+        lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor_sha256(tensor)}\n")
     return _sha256("".join(lines))
 
 

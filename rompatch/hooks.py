@@ -5,12 +5,14 @@ Every function here is a context manager that undoes itself, also when the modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 
 class StopForward(Exception):  # noqa: N818 - a signal, not an error: it never leaves run_until
@@ -74,3 +76,27 @@ def edit_output(module: nn.Module, edit: Callable[[torch.Tensor], torch.Tensor])
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let autograd run *layers* a second time in the backward pass, instead of keeping what they computed in forward.
+
+    For passes inside the context; their backward may come later, so no other hook that matters to a layer may be gone
+    by then. Kept are the layers' inputs alone. Without this an offloaded weight stays in memory until backward, since
+    its layer's gradient needs it: a model larger than memory would be in memory whole.
+    """
+    wrapped = list(layers)
+    own = [vars(layer).get("forward") for layer in wrapped]  # accelerate puts one on the layer itself
+    try:
+        for layer in wrapped:
+            # Stopping early would leave the last offloaded weights where they are.
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        with set_checkpoint_early_stop(False):
+            yield
+    finally:
+        for layer, forward in zip(wrapped, own, strict=True):
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward

@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch import architectures, fingerprints, sites, tokens
 from rompatch.architectures import Architecture
@@ -21,14 +19,13 @@ from rompatch.default_model import ALIASES, DEFAULT_MODEL, NOT_ASKED, Progress, 
 from rompatch.errors import ModelError
 from rompatch.gguf_cache import cached_folder, dequantised_folder
 from rompatch.hub import hub_folder
+from rompatch.loading import DTYPES, check_dtype, load_folder
+from rompatch.offload import check_weights, input_device
 from rompatch.patch import BaseRef
-from rompatch.quiet import quiet_transformers
+from rompatch.placement import Limits, placement
 from rompatch.sites import Site, dtype_name
 
 __all__ = ["ALIASES", "DEFAULT_MODEL", "DTYPES", "Base", "fingerprint_inputs", "load_base", "locate", "wrap"]
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""The dtypes a base may be loaded in."""
 
 FALLBACK_CONTEXT = 2048
 """Tokens, for models whose configuration sets no limit (ALiBi: bloom, some falcon)."""
@@ -63,9 +60,14 @@ class Base:
         return dtype_name(self.model.dtype)
 
     @property
+    def input_device(self) -> torch.device:
+        """Where token ids go (:func:`rompatch.offload.input_device`)."""
+        return input_device(self.model)
+
+    @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
+        """The same; ``model.device`` says "meta" where the embeddings are offloaded."""
+        return self.input_device
 
     @property
     def n_layers(self) -> int:
@@ -121,6 +123,8 @@ def load_base(
     *,
     dtype: str | None = None,
     device: str = "cpu",
+    max_memory: Limits = None,
+    offload_folder: str | Path | None = None,
     module: str | None = None,
     on_progress: Progress | None = None,
 ) -> Base:
@@ -129,24 +133,26 @@ def load_base(
     Args:
         spec: "smollm2-135m", "./my-model", "model.Q8_0.gguf", "gpt2-xl".
         dtype: "float32", "float16" or "bfloat16"; None keeps the checkpoint's own.
-        device: where to put it ("cpu", "cuda", "mps").
+        device: where to put it: "cpu", "cuda", "cuda:1", "mps"; "auto" spreads it over what there is, the disk last.
+        max_memory: with "auto", the most that devices may hold: "cpu=2GiB,0=10GiB", or a mapping; one that is not
+            named may fill up.
+        offload_folder: with "auto", where weights that stay on disk are written if the checkpoint is no safetensors.
         module: pattern of the down-projection for unknown architectures ("model.layers.{}.mlp.down_proj").
         on_progress: called with a sentence whenever something slow begins or ends.
 
     Raises:
         UnknownModelError: nothing answers to *spec*; says what was tried.
         DownloadError: the default model did not arrive whole.
-        ModelError: the checkpoint is damaged, incomplete, quantised, or of no such dtype.
+        ModelError: the checkpoint is damaged, incomplete or quantised; there is no such dtype or device.
         ArchitectureError: the down-projection cannot be found.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ModelError(f"A base cannot be loaded as {dtype!r}.", expected=", ".join(DTYPES), found=dtype)
+    check_dtype(dtype)
+    where = placement(device, max_memory, offload_folder)
     note = on_progress or (lambda text: None)
     source, folder = locate(spec, note)
     note(f"loading {source}")
-    model, tokenizer = _load_folder(folder, dtype)
-    architecture = sites.find_architecture(model, module)
-    return Base(source, _place(model, device), tokenizer, folder, architecture)
+    model, tokenizer = load_folder(folder, dtype, where)
+    return Base(source, model, tokenizer, folder, sites.find_architecture(model, module))
 
 
 def wrap(
@@ -166,7 +172,9 @@ def wrap(
 
     Raises:
         ArchitectureError: the down-projection cannot be found.
+        ModelError: the model is on the device "meta", with no weights behind it.
     """
+    check_weights(model)
     name = source or str(getattr(model.config, "_name_or_path", "")) or str(model.config.model_type)
     return Base(name, model, tokenizer, None, sites.find_architecture(model, module))
 
@@ -178,7 +186,9 @@ def fingerprint_inputs(base: Base, layer: int) -> str:
     :attr:`Base.tokenizer_hash`.
     """
     base.site(layer)  # raises for a layer that is not there
-    return fingerprints.fingerprint_parameters(fingerprints.input_parameters(base.model, base.architecture, layer))
+    return fingerprints.fingerprint_parameters(
+        base.model, fingerprints.input_parameters(base.model, base.architecture, layer)
+    )
 
 
 def locate(spec: str, on_progress: Progress | None = None) -> tuple[str, Path]:
@@ -216,76 +226,3 @@ def _gguf_file(path: Path) -> Path:
         found=f"a file that begins with {magic!r}",
         next_step="For a checkpoint, name the folder that its config.json is in.",
     )
-
-
-def _load_folder(folder: Path, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"The folder {folder} holds no model.",
-            expected="a Hugging Face checkpoint with config.json",
-            found=", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "an empty folder",
-        )
-    with quiet_transformers():
-        model, info = _guarded(
-            AutoModelForCausalLM.from_pretrained,
-            folder,
-            what="model",
-            dtype=DTYPES[dtype] if dtype is not None else "auto",
-            output_loading_info=True,
-        )
-        tokenizer = _guarded(AutoTokenizer.from_pretrained, folder, what="tokenizer")
-    _check_whole(folder, model, info)
-    return model, tokenizer
-
-
-def _guarded(load: Any, folder: Path, *, what: str, **options: Any) -> Any:
-    """Call one of transformers' loaders; its many ways to fail become one error that names the folder."""
-    try:
-        return load(folder, local_files_only=True, trust_remote_code=False, **options)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-    ) as error:
-        raise ModelError(
-            f"The {what} in {folder} cannot be loaded.",
-            expected="a complete causal language model with its tokenizer",
-            found=" ".join(str(error).split())[:300].rstrip(".") or type(error).__name__,
-            next_step="Fetch or save the checkpoint again; nothing was changed in it.",
-        ) from error
-
-
-def _check_whole(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    missing = sorted(str(name) for name in info.get("missing_keys", ()))
-    if missing:  # transformers only warns and puts random numbers there
-        raise ModelError(
-            f"The checkpoint {folder} lacks weights that its configuration asks for.",
-            found=f"{len(missing)} missing, {', '.join(missing[:3])} among them",
-            next_step="Fetch or save it again.",
-        )
-    if dtype_name(model.dtype) not in DTYPES or getattr(model, "quantization_method", None) is not None:
-        raise ModelError(
-            f"The checkpoint {folder} is quantised; a patch is computed on plain weights.",
-            expected=", ".join(DTYPES),
-            found=dtype_name(model.dtype),
-            next_step="Use the unquantised checkpoint, or --dtype float32 if it holds plain numbers.",
-        )
-
-
-def _place(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    try:
-        placed: PreTrainedModel = model.to(torch.device(device))  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"The model cannot be put on the device {device!r}.",
-            found=str(error).split("\n", 1)[0][:200],
-            next_step="Leave --device out to use the processor.",
-        ) from error
-    placed.train(False)
-    placed.requires_grad_(False)
-    return placed

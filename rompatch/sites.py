@@ -8,6 +8,7 @@ size. Where more than one module fits (mixture-of-experts among them) we refuse 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 
@@ -18,7 +19,11 @@ from transformers.pytorch_utils import Conv1D
 
 from rompatch.architectures import ARCHITECTURES, Architecture
 from rompatch.errors import ArchitectureError, SiteError
+from rompatch.offload import tensor_of
 from rompatch.patch import SiteRef
+
+_BLOCK_BYTES = 1 << 24
+"""How much of a weight is converted or moved at a time."""
 
 _PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -29,16 +34,27 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def tensor_sha256(tensor: torch.Tensor) -> str:
-    """sha256 of a tensor's bytes: row-major, in its own dtype. Shape and dtype are recorded beside it, not in it."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.cpu().numpy().data).hexdigest()
+    """sha256 of a tensor's bytes: row-major, in its own dtype. Shape and dtype are recorded beside it, not in it.
+
+    Some rows at a time, so that a tensor elsewhere or in another order is never copied whole.
+    """
+    rows = tensor.detach().reshape(1) if tensor.dim() == 0 else tensor.detach()
+    digest = hashlib.sha256()
+    for block in rows.split(_rows_per_block(rows)):
+        digest.update(block.contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _rows_per_block(tensor: torch.Tensor) -> int:
+    return max(1, _BLOCK_BYTES * len(tensor) // max(1, tensor.nbytes))
 
 
 @dataclass(frozen=True)
 class Site:
     """One editable matrix of a live model.
 
-    ``weight`` is the parameter as the module stores it, ``matrix()`` is W as the equations see it, (d_out, d_in).
+    ``weight`` is the parameter as the module stores it; where it is offloaded, only its shape and dtype are there. Its
+    numbers are in ``stored()``, and in ``matrix()`` as the equations see them: W, (d_out, d_in).
     """
 
     layer: int
@@ -61,23 +77,42 @@ class Site:
     @property
     def bias(self) -> torch.Tensor | None:
         """The module's bias (d_out,), or None."""
-        bias = getattr(self.module, "bias", None)
-        return bias if isinstance(bias, torch.Tensor) else None
+        return tensor_of(self.module, "bias") if isinstance(getattr(self.module, "bias", None), torch.Tensor) else None
+
+    def stored(self) -> torch.Tensor:
+        """The weight as stored, (d_out, d_in) or (d_in, d_out): not to be written to; brought in where it is offloaded.
+
+        Raises:
+            ModelError: the model has no weights.
+        """
+        return tensor_of(self.module)
 
     def matrix(self) -> torch.Tensor:
-        """W, (d_out, d_in): a view of the parameter, transposed where the module stores W^T."""
-        weight = self.weight.detach()
+        """W, (d_out, d_in): a view of :meth:`stored`, transposed where the module stores W^T."""
+        weight = self.stored()
         return weight.T if self.transposed else weight
+
+    def product(self, keys: torch.Tensor) -> torch.Tensor:
+        """W k for each row of *keys*: (n, d_in) -> (n, d_out), float64 on the processor, some rows of W at a time."""
+        matrix, rows = self.matrix(), keys.double().cpu()
+        blocks = matrix.split(_rows_per_block(matrix))
+        return torch.cat([rows @ block.cpu().double().T for block in blocks], dim=1)
+
+    def norm(self) -> float:
+        """||W||_F, summed in float64, some rows at a time."""
+        matrix = self.matrix()
+        blocks = matrix.split(_rows_per_block(matrix))
+        return math.hypot(*(float(block.cpu().double().norm()) for block in blocks))
 
     @property
     def d_out(self) -> int:
         """Rows of W: the width of the residual stream."""
-        return int(self.matrix().shape[0])
+        return int(self.weight.shape[1 if self.transposed else 0])
 
     @property
     def d_in(self) -> int:
         """Columns of W: the width of the MLP."""
-        return int(self.matrix().shape[1])
+        return int(self.weight.shape[0 if self.transposed else 1])
 
     def ref(self) -> SiteRef:
         """The site by name and by content (hashes the tensor)."""
@@ -88,7 +123,7 @@ class Site:
             d_in=self.d_in,
             transposed=self.transposed,
             dtype=dtype_name(self.weight.dtype),
-            sha256=tensor_sha256(self.weight),
+            sha256=tensor_sha256(self.stored()),
         )
 
 

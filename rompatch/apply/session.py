@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import TracebackType
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from rompatch.apply.solve import JOINT_RIDGE, canonical, materialise, solve_stack
 from rompatch.errors import BaseMismatchError, PatchNotFoundError
 from rompatch.models import Base
+from rompatch.offload import WeightSlot
 from rompatch.patch import SHORT_ID, Patch, SiteRef
 from rompatch.sites import Site, site_of_parameter, tensor_sha256
 
@@ -19,7 +19,8 @@ class PatchedModel:
     """Patches in a transformers model: activate a stack, change it, take it back.
 
     The base's tensors are kept, never written to: an edited weight is a new tensor in the parameter's place, and
-    restoring puts the base's own tensor back, bit for bit. Use it as a context manager, or call :meth:`restore`.
+    restoring puts the base's own tensor back, bit for bit. Where accelerate offloads the weight, the edited tensor takes
+    its place in memory; what is offloaded stays as it is. Use it as a context manager, or call :meth:`restore`.
 
         with PatchedModel(rompatch.wrap(model, tokenizer)) as patched:
             patched.activate([patch])
@@ -34,7 +35,7 @@ class PatchedModel:
         self.base = base
         self.ridge = ridge
         self._patches: list[Patch] = []
-        self._originals: dict[str, tuple[Site, Tensor]] = {}
+        self._slots: dict[str, tuple[Site, WeightSlot]] = {}
         self._hashes: dict[str, str] = {}
 
     @property
@@ -60,12 +61,12 @@ class PatchedModel:
             self._check(patch)
         updates = solve_stack(stack, self.ridge)
         edited = {
-            parameter: materialise(tensor, update, transposed=site.transposed)
+            parameter: materialise(slot.stored(), update, transposed=site.transposed)
             for parameter, update in updates.items()
-            for site, tensor in [self._original(parameter)]
+            for site, slot in [self._slots[parameter]]
         }
-        for parameter, (site, tensor) in self._originals.items():
-            site.weight.data = edited.get(parameter, tensor)
+        for parameter, (_, slot) in self._slots.items():
+            slot.exchange(edited[parameter]) if parameter in edited else slot.restore()
         self._patches = stack
 
     def apply(self, patch: Patch) -> None:
@@ -86,8 +87,8 @@ class PatchedModel:
 
     def restore(self) -> None:
         """Put the base's own tensors back: the model is as it was."""
-        for site, tensor in self._originals.values():
-            site.weight.data = tensor
+        for _, slot in self._slots.values():
+            slot.restore()
         self._patches = []
 
     def __enter__(self) -> PatchedModel:
@@ -97,9 +98,6 @@ class PatchedModel:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
-
-    def _original(self, parameter: str) -> tuple[Site, Tensor]:
-        return self._originals[parameter]
 
     def _check(self, patch: Patch) -> None:
         header = patch.header
@@ -112,12 +110,12 @@ class PatchedModel:
                 raise _mismatch(patch, ref.parameter, ref.sha256, found, self.base.source)
 
     def _remember(self, ref: SiteRef) -> None:
-        if ref.parameter in self._originals:
+        if ref.parameter in self._slots:
             return
         site = site_of_parameter(self.model, ref)
-        tensor = site.weight.data
-        self._hashes[ref.parameter] = tensor_sha256(tensor)
-        self._originals[ref.parameter] = (site, tensor)
+        slot = WeightSlot(site.module)
+        self._hashes[ref.parameter] = tensor_sha256(slot.stored())
+        self._slots[ref.parameter] = (site, slot)
 
 
 def _mismatch(patch: Patch, what: str, expected: str, found: str, source: str) -> BaseMismatchError:

@@ -103,11 +103,24 @@ def command(name: str, examples: Sequence[str]) -> Callable[[Callable[..., Any]]
     return decorate
 
 
+def _keep_max_memory(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    ctx.ensure_object(Settings).max_memory = value
+
+
+def _keep_offload_folder(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    ctx.ensure_object(Settings).offload_folder = value
+
+
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/json.md).")
 message_option = option("-m", "--message", type=WORDS, metavar="TEXT", help="Why, for the ledger's log.")
 reason_option = option("--reason", type=WORDS, metavar="TEXT", help="A reason kept beside the message, e.g. a ticket.")
 device_option = option(
-    "--device", default="cpu", metavar="NAME", show_default=True, group=MODEL, help="Where to run: cpu, cuda, mps."
+    "--device",
+    default="cpu",
+    metavar="NAME",
+    show_default=True,
+    group=MODEL,
+    help="Where to run: cpu, cuda, cuda:1, mps; auto spreads the model over all there is, the disk last.",
 )
 model_options = stacked(
     option(
@@ -126,6 +139,24 @@ model_options = stacked(
         help="Where the down-projection is, {} for the layer, in models rompatch does not know.",
     ),
     device_option,
+    option(
+        "--max-memory",
+        type=WORDS,
+        metavar="DEVICE=SIZE,...",
+        expose_value=False,
+        callback=_keep_max_memory,
+        group=MODEL,
+        help="With --device auto, the most that a device may hold: cpu=2GiB,0=10GiB. Default: what is free.",
+    ),
+    option(
+        "--offload-folder",
+        type=PATH,
+        metavar="DIR",
+        expose_value=False,
+        callback=_keep_offload_folder,
+        group=MODEL,
+        help="With --device auto, where weights go that stay on disk and are no safetensors yet.",
+    ),
 )
 
 

@@ -46,11 +46,14 @@ class Settings:
         store: ``--store``.
         quiet: ``--quiet``: no notes and no progress.
         color: ``--color`` or ``--no-color``; None follows ``NO_COLOR`` and the terminal.
+        max_memory, offload_folder: of the command that loads a model.
     """
 
     store: Path | None = None
     quiet: bool = False
     color: bool | None = None
+    max_memory: str | None = None
+    offload_folder: Path | None = None
     _reporters: list[TerminalReporter] = field(default_factory=list)
 
     def reporter(self) -> TerminalReporter:
@@ -90,6 +93,7 @@ class Settings:
         except BaseException:
             held.restore()
             raise
+        opened.max_memory, opened.offload_folder = self.max_memory, self.offload_folder
         try:
             with discarded_unless_used(opened, new=not exists and not scratch):
                 held.release()

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rompatch.edits import PLACEHOLDER, EditRequest, fill
 from rompatch.errors import SubjectError
 from rompatch.hooks import capture_inputs, until_stopped
+from rompatch.offload import input_device
 from rompatch.sites import Site
 from rompatch.tokens import EncodedSubject, context_length, encode_subject, pad, pad_id
 
@@ -60,17 +61,36 @@ def gather_keys(
     Raises:
         SubjectError: a row is longer than the model's context.
     """
+    return gather_many(model, tokenizer, site, [rows])[0]
+
+
+def gather_many(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    site: Site,
+    groups: Sequence[Sequence[EncodedSubject]],
+) -> list[GatheredKeys]:
+    """:func:`gather_keys` of several requests in one pass: a group of rows each, the bare prompt's first.
+
+    Raises:
+        SubjectError: a row is longer than the model's context.
+    """
+    rows = [row for group in groups for row in group]
     check_length(model, max(row.subject_last + 1 for row in rows))
-    batch = pad([row.ids[: row.subject_last + 1] for row in rows], pad_id(tokenizer), side="right", device=model.device)
+    batch = pad(
+        [row.ids[: row.subject_last + 1] for row in rows], pad_id(tokenizer), side="right", device=input_device(model)
+    )
     with torch.inference_mode(), capture_inputs(site.module, stop=True) as seen, until_stopped():
         model(**batch.to_kwargs(), use_cache=False)
     # OPT hands its MLP the tokens of all rows in one line: (n_rows * n_tokens, d_in).
     states = seen[0].reshape(*batch.input_ids.shape, -1)
     last = torch.tensor([row.subject_last for row in rows], device=states.device)
     keys = states[torch.arange(len(rows), device=states.device), last]
+    first = torch.tensor([len(group) for group in groups]).cumsum(0) - torch.tensor([len(group) for group in groups])
     with torch.inference_mode():
-        output = site.module(keys[:1])[0]
-    return GatheredKeys(keys.float().cpu().clone(), output.float().cpu().clone())
+        outputs = site.module(keys[first.to(keys.device)]).float().cpu()
+    parts = keys.float().cpu().split([len(group) for group in groups])
+    return [GatheredKeys(part.clone(), output.clone()) for part, output in zip(parts, outputs, strict=True)]
 
 
 def check_length(model: PreTrainedModel, n_tokens: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,12 +44,16 @@ class OpenStore:
         ledger: its database.
         blobs: its patch files.
         reporter: who hears notes and progress.
+        max_memory, offload_folder: bounds of the bases loaded on the device "auto", as for
+            :func:`rompatch.models.load_base`; on other devices they are refused.
     """
 
     root: Path
     ledger: Ledger
     blobs: Blobs
     reporter: Reporter
+    max_memory: str | Mapping[str | int, str | int] | None = None
+    offload_folder: Path | None = None
     _loaded: dict[tuple[BaseSpec, str], Base] = field(default_factory=dict)
 
     def __enter__(self: Self) -> Self:
@@ -105,7 +109,7 @@ class OpenStore:
 
         Args:
             spec: None is the base of the store's future patches; that of others is ``store.spec_for(records)``.
-            device: where to put it ("cpu", "cuda", "mps").
+            device: where to put it: "cpu", "cuda:1", "mps"; "auto" spreads it, within the store's ``max_memory``.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -115,7 +119,13 @@ class OpenStore:
         spec = spec or self.base_spec()
         if (spec, device) not in self._loaded:
             self._loaded[spec, device] = load_base(
-                spec.model, dtype=spec.dtype, module=spec.module, device=device, on_progress=self.reporter.note
+                spec.model,
+                dtype=spec.dtype,
+                module=spec.module,
+                device=device,
+                max_memory=self.max_memory,
+                offload_folder=self.offload_folder,
+                on_progress=self.reporter.note,
             )
         return self._loaded[spec, device]
 
