@@ -25,8 +25,12 @@ RANKS = {
     "architectures": 1,
     "patchfile": 2,
     "hooks": 2,
+    "recording": 2,
     "tokens": 2,
     "sites": 2,
+    "offload": 2,
+    "placement": 2,
+    "loading": 2,
     "models": 2,
     "default_model": 2,
     "fingerprints": 2,
@@ -49,8 +53,13 @@ RANKS = {
 
 NEIGHBOURS = {
     "patch": {"edits"},
-    "models": {"sites", "tokens", "default_model", "fingerprints", "gguf_cache", "hub", "quiet"},
-    "fingerprints": {"sites"},
+    "sites": {"offload"},
+    "loading": {"offload", "placement", "quiet", "sites"},
+    "models": {
+        *{"default_model", "fingerprints", "gguf_cache", "hub"},
+        *{"loading", "offload", "placement", "sites", "tokens"},
+    },
+    "fingerprints": {"offload", "sites"},
     "gguf_cache": {"default_model", "fingerprints", "quiet"},
     "hub": {"default_model"},
     "__main__": {"cli"},
