@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from rompatch.tokens import document_separator, document_start_ids
 
 HUB_PREFIX = "hub:"
 _TEXT_SUFFIXES = (".txt", ".md", ".jsonl")
+CUTTING = 1
+"""Version of the code below that cuts text into documents and windows. Raise it whenever the windows of some text
+change: it is part of a corpus's id from 2 on, and 1 keeps the ids that patches have recorded."""
 _DOCUMENT_CHARS = 20_000
 """A file without marked documents is read in pieces of about this many characters, cut at line ends."""
 
@@ -25,12 +28,13 @@ _DOCUMENT_CHARS = 20_000
 @dataclass(frozen=True)
 class Corpus:
     """Where text comes from: ``name`` for people, ``id`` for cache keys: sha256 of the content, or of a hub data set's
-    name and ``revision``."""
+    name and ``revision``. ``stamps`` are sizes and times of the files as they were hashed."""
 
     name: str
     id: str
     paths: tuple[Path, ...] = ()
     revision: str | None = None
+    stamps: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     def documents(self) -> Iterator[str]:
         """The documents, in a fixed order."""
@@ -38,6 +42,21 @@ class Corpus:
             yield from _hub_documents(self.name, self.revision)
         for path in self.paths:
             yield from _file_documents(path)
+
+    def check_unchanged(self) -> None:
+        """Look whether the files are still those that ``id`` was taken from.
+
+        Raises:
+            StatisticsError: one of them was changed or removed.
+        """
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            if _stamp(path) != stamp:
+                raise StatisticsError(
+                    f"The text file {path} was changed while it was read.",
+                    expected="the same text from the first token to the last",
+                    found="another size or time of change",
+                    next_step="Give the same command again when nothing writes to it.",
+                )
 
 
 def open_corpus(spec: str) -> Corpus:
@@ -48,7 +67,7 @@ def open_corpus(spec: str) -> Corpus:
     """
     if spec.startswith(HUB_PREFIX):
         revision = _hub_revision(spec)
-        return Corpus(spec, hashlib.sha256(f"{spec}@{revision}".encode()).hexdigest(), revision=revision)
+        return Corpus(spec, _versioned(hashlib.sha256(f"{spec}@{revision}".encode())), revision=revision)
     path = Path(spec)
     paths = [path]
     if path.is_dir():
@@ -61,12 +80,25 @@ def open_corpus(spec: str) -> Corpus:
             next_step="Check the path.",
         )
     digest = hashlib.sha256()
+    stamps = tuple(_stamp(part) for part in paths)
     for part in paths:
         try:
             digest.update(bytes.fromhex(file_sha256(part)))
         except OSError as problem:
             raise _unreadable(part, problem) from problem
-    return Corpus(name=path.resolve().name, id=digest.hexdigest(), paths=tuple(paths))
+    return Corpus(name=path.resolve().name, id=_versioned(digest), paths=tuple(paths), stamps=stamps)
+
+
+def _versioned(digest: hashlib._Hash) -> str:
+    return digest.hexdigest() + (f"-cut-{CUTTING}" if CUTTING > 1 else "")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # reading it says why
+        return (-1, -1)
+    return (found.st_size, found.st_mtime_ns)
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, length: int) -> Iterator[list[int]]:

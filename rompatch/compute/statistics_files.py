@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rompatch.compute.statistics import SecondMoment, Statistics, StatisticsKey, cholesky_factor
+from rompatch.compute.second_moment import SecondMoment
+from rompatch.compute.statistics import Statistics, StatisticsKey, cholesky_factor
 from rompatch.errors import AmbiguousIdError, OutputError, StatisticsError
 from rompatch.patch import SHORT_ID, canonical_json
 from rompatch.patchfile import atomic_write
@@ -129,7 +130,7 @@ class StatisticsCache:
         """Write *statistics* (atomically) and forget the interrupted pass that led to them."""
         path = self.folder / f"{statistics.key.id}.safetensors"
         _write(path, {"second_moment": statistics.second_moment}, _metadata(statistics, provenance or {}))
-        self._partial_path(statistics.key).unlink(missing_ok=True)
+        self.remove_partial(statistics.key)
         return _describe(path, shipped=False)
 
     def remove(self, file: StatisticsFile) -> None:
@@ -167,31 +168,45 @@ class StatisticsCache:
     def _factor_path(self, key: StatisticsKey, ridge: float) -> Path:
         return self.folder / f"{key.id}.ridge-{ridge:g}.factor"
 
-    def save_partial(self, key: StatisticsKey, moment: SecondMoment, windows: int) -> None:
-        """Keep an interrupted pass: its sums as they are (so that going on rounds as never stopping), how many windows
-        it read and tokens it counted."""
-        state = {"windows": windows, "count": moment.count, "in_block": moment.in_block}
-        tensors = {"block": moment.block, "total": moment.total}
+    def save_partial(self, key: StatisticsKey, moment: SecondMoment, done: int) -> None:
+        """Keep an interrupted pass: its sum and pending keys as they are (so that going on rounds as never stopping),
+        how many tokens they count and how much of the text was read (``SitePass.done``).
+
+        Raises:
+            OutputError: it cannot be written; an earlier one is as it was.
+        """
+        state = {"id": key.id, "done": done, "count": moment.count}
+        tensors = {"total": moment.total, "pending": moment.pending}
         _write(self._partial_path(key), tensors, {_METADATA: canonical_json(state)})
 
-    def load_partial(self, key: StatisticsKey) -> tuple[SecondMoment, int] | None:
-        """An interrupted pass with this key, or None. A damaged one counts as none."""
+    def load_partial(self, key: StatisticsKey, d_in: int) -> tuple[SecondMoment, int] | None:
+        """The interrupted pass with this key, as :meth:`save_partial` took it; None where there is none.
+
+        Raises:
+            StatisticsError: there is one that cannot be gone on from: damaged, of another version, of another site.
+        """
         path = self._partial_path(key)
         if not path.exists():
             return None
-        try:
-            with _opened(path) as handle:
+        with _opened(path) as handle:
+            try:
                 state = json.loads((handle.metadata() or {})[_METADATA])
-                total, block = handle.get_tensor("total"), handle.get_tensor("block")
-            moment = SecondMoment(len(total), total, int(state["count"]))
-            moment.in_block, windows = int(state["in_block"]), int(state["windows"])
-        except (StatisticsError, SafetensorError, KeyError, TypeError, ValueError):
-            return None
-        shapes_fit = total.shape == block.shape == moment.block.shape and total.dtype == torch.float64
-        if not shapes_fit or not torch.isfinite(total).all() or not torch.isfinite(block).all():
-            return None
-        moment.block = block
-        return moment, windows
+                total, pending = handle.get_tensor("total").clone(), handle.get_tensor("pending")
+                done, count = int(state["done"]), int(state["count"])
+                moment = SecondMoment.resumed(total, pending, count)
+                if state["id"] != key.id or len(total) != d_in:
+                    raise ValueError("a pass for another site or text")
+                if done < 1 or not 1 <= count <= key.tokens:
+                    raise ValueError(f"{count} tokens in {done} windows")
+                if not torch.isfinite(total).all() or not torch.isfinite(pending).all():
+                    raise ValueError("values that are not finite")
+            except (SafetensorError, KeyError, TypeError, ValueError) as problem:
+                raise _damaged(path, str(problem)) from problem
+        return moment, done
+
+    def remove_partial(self, key: StatisticsKey) -> None:
+        """Forget the interrupted pass with this key, where there is one."""
+        self._partial_path(key).unlink(missing_ok=True)
 
     def _partial_path(self, key: StatisticsKey) -> Path:
         return self.folder / f"{key.id}.partial"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rompatch.default_model import cache_root
 from rompatch.errors import StatisticsError
 from rompatch.reporting import Reporter
+from rompatch.workflows import passes
 
 if TYPE_CHECKING:
-    from rompatch.compute.statistics import SecondMoment, Statistics, StatisticsKey
+    from rompatch.compute.collecting import Progress, SitePass
+    from rompatch.compute.statistics import Statistics, StatisticsKey
     from rompatch.compute.statistics_files import StatisticsCache, StatisticsFile
     from rompatch.models import Base
     from rompatch.sites import Site
@@ -20,7 +24,6 @@ AUTOMATIC = "auto"
 DEFAULT_TOKENS = 100_000
 SAMPLED_TOKENS = 16_384
 """Tokens that the model samples itself when there is no text: measured, more of its own text hardly helps."""
-_SAVE_EVERY_SECONDS = 30.0
 
 
 def statistics_cache() -> StatisticsCache:
@@ -59,15 +62,27 @@ def statistics_for(base: Base, site: Site, wanted: str, seed: int, reporter: Rep
 
 
 def build_sampled(base: Base, site: Site, tokens: int, seed: int, reporter: Reporter) -> Statistics:
-    """C from text that the model samples itself, saved in the cache."""
-    from rompatch.compute.statistics import collect_from_samples, sampled_key
+    """C from text that the model samples itself, saved in the cache. An interrupted pass goes on where it was."""
+    cache = statistics_cache()
+    (file,) = build_sampled_at(base, [site], tokens, seed, reporter)
+    return cache.load(file)
 
-    key = sampled_key(base, site, tokens, seed)
-    statistics = collect_from_samples(
-        base, site, key, seed=seed, on_progress=lambda p: reporter.step("sampling text", p.tokens, p.wanted)
-    )
-    statistics_cache().save(statistics, {"seed": seed})
-    return statistics
+
+def build_sampled_at(
+    base: Base, sites: Sequence[Site], tokens: int, seed: int, reporter: Reporter
+) -> list[StatisticsFile]:
+    """The same for several sites, in one pass: one file a site, in the order of *sites*.
+
+    Raises:
+        ComputeError: the model's probabilities are not numbers.
+        StatisticsError: the keys are not finite.
+        OutputError: the cache cannot be written.
+    """
+    from rompatch.compute.collecting import collect_from_samples
+    from rompatch.compute.statistics import sampled_key
+
+    keyed = [(site, sampled_key(base, site, tokens, seed)) for site in sites]
+    return _built(keyed, partial(collect_from_samples, base, seed=seed), reporter, "sampling text", {"seed": seed})
 
 
 def build_from_corpus(
@@ -76,54 +91,60 @@ def build_from_corpus(
     """C over the text that *spec* names, saved in the cache. An interrupted pass goes on where it was.
 
     Raises:
-        StatisticsError: the text cannot be read, or the keys are not finite.
+        StatisticsError, OutputError: as :func:`build_from_corpus_at`.
     """
+    return build_from_corpus_at(base, [site], spec, tokens, reporter, window=window)[0]
+
+
+def build_from_corpus_at(
+    base: Base, sites: Sequence[Site], spec: str, tokens: int, reporter: Reporter, *, window: int | None = None
+) -> list[StatisticsFile]:
+    """The same for several sites, in one pass that stops at the highest: one file a site, in the order of *sites*.
+
+    Sites whose file is there already are left out of the pass; each of the others goes on where it was interrupted.
+
+    Raises:
+        StatisticsError: the text cannot be read or changes meanwhile, or the keys are not finite.
+        OutputError: the cache cannot be written.
+    """
+    from rompatch.compute.collecting import collect_from_corpus
     from rompatch.compute.corpus import open_corpus
-    from rompatch.compute.statistics import WINDOW, SecondMoment, Statistics, corpus_key
+    from rompatch.compute.statistics import WINDOW, corpus_key
 
     corpus = open_corpus(spec)
-    cache = statistics_cache()
-    key = corpus_key(base, site, corpus, tokens, window or WINDOW)
-    found = cache.find(key)
-    if found is not None:
-        reporter.note(f"these statistics exist already: {found.id[:12]}")
-        return found
-    moment, done = cache.load_partial(key) or (SecondMoment(site.d_in), 0)
-    if done:
-        reporter.note(f"going on after {moment.count:,} of {tokens:,} tokens")
-    start = time.perf_counter()
-    _collect(base, site, spec, key, moment, done, cache, reporter)
-    seconds = round(time.perf_counter() - start, 1)
-    return cache.save(Statistics(key, moment.mean(), moment.count), {"seconds": seconds})
+    keyed = [(site, corpus_key(base, site, corpus, tokens, window or WINDOW)) for site in sites]
+    collect = partial(collect_from_corpus, base, corpus)
+    return _built(keyed, collect, reporter, "key statistics", {}, check=corpus.check_unchanged)
 
 
-def _collect(
-    base: Base,
-    site: Site,
-    spec: str,
-    key: StatisticsKey,
-    moment: SecondMoment,
-    done: int,
-    cache: StatisticsCache,
+def _built(
+    keyed: Sequence[tuple[Site, StatisticsKey]],
+    collect: Callable[[Sequence[SitePass]], Iterator[Progress]],
     reporter: Reporter,
-) -> None:
-    """The pass itself; whatever ends it early, what was counted is kept."""
-    from rompatch.compute.corpus import open_corpus
-    from rompatch.compute.statistics import collect_from_corpus
+    phase: str,
+    provenance: dict[str, Any],
+    check: Callable[[], None] = lambda: None,
+) -> list[StatisticsFile]:
+    """One file for each site: the one that is there, or a new one from a pass over the text."""
+    from rompatch.compute.statistics import Statistics
 
-    saved, counted = time.monotonic(), moment.count
-    try:
-        for progress in collect_from_corpus(base, site, open_corpus(spec), key, moment=moment, windows_done=done):
-            done, counted = progress.windows, progress.tokens
-            reporter.step("key statistics", progress.tokens, progress.wanted)
-            if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
-                cache.save_partial(key, moment, done)
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        if moment.count == counted:  # else it came while a batch was being added, and the last save is the whole one
-            cache.save_partial(key, moment, done)
-            reporter.note(f"kept {moment.count:,} tokens; the same command goes on from there")
-        raise
+    cache = statistics_cache()
+    files: dict[StatisticsKey, StatisticsFile] = {}
+    for site, key in keyed:
+        found = cache.find(key)
+        if found is not None:
+            reporter.note(f"these statistics exist already: {found.id[:12]} at {site.parameter_name}")
+            cache.remove_partial(key)
+            files[key] = found
+    shares = [passes.begun(cache, site, key, reporter) for site, key in keyed if key not in files]
+    start = time.perf_counter()
+    if shares:
+        passes.run(cache, shares, collect, reporter, phase=phase, check=check)
+    provenance = {**provenance, "seconds": round(time.perf_counter() - start, 1)}
+    while shares:  # each sum is let go before the next one's mean is taken
+        share = shares.pop(0)
+        files[share.key] = cache.save(Statistics.of(share.key, share.moment), provenance)
+    return [files[key] for _, key in keyed]
 
 
 def _checked(cache: StatisticsCache, file: StatisticsFile, key: StatisticsKey) -> Statistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,21 @@ class Store(OpenStore):
         return collecting.build_statistics(
             self, corpus, spec=spec, device=device, layer=layer, tokens=tokens, seed=seed
         )
+
+    def build_statistics_at(
+        self,
+        layers: Iterable[int],
+        corpus: str | None = None,
+        *,
+        tokens: int | None = None,
+        seed: int = 0,
+        spec: BaseSpec | None = None,
+        device: str = "cpu",
+    ) -> list[StatisticsFile]:
+        """The same at several layers in one pass; see :func:`rompatch.workflows.collecting.build_statistics_at`."""
+        from rompatch.workflows import collecting
+
+        return collecting.build_statistics_at(self, layers, corpus, spec=spec, device=device, tokens=tokens, seed=seed)
 
     def remove_statistics(self, statistics_id: str) -> StatisticsFile:
         """Delete the cached statistics whose id begins with *statistics_id*. Patches made with them stay as they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -157,3 +158,26 @@ def test_windows_of_json_lines_are_those_of_their_texts(tmp_path: Path) -> None:
     assert list(windows(toy_tokenizer(), corpus, 8)) == list(
         windows(toy_tokenizer(), listed("Rome is old.", "Paris."), 8)
     )
+
+
+def test_the_first_version_of_the_cutting_is_not_in_the_id_and_later_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids of statistics that exist must stay; windows that are cut otherwise must get others."""
+    path = written(tmp_path / "a.txt", "Rome is old.\n")
+    content = hashlib.sha256(hashlib.sha256(path.read_bytes()).digest()).hexdigest()
+    assert open_corpus(str(path)).id == content
+    monkeypatch.setattr("rompatch.compute.corpus.CUTTING", 2)
+    assert open_corpus(str(path)).id == f"{content}-cut-2"
+
+
+def test_text_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "Rome is old.\n")
+    corpus = open_corpus(str(path))
+    corpus.check_unchanged()
+    written(path, "Rome is.\n")
+    with pytest.raises(StatisticsError, match=r"a\.txt was changed while it was read"):
+        corpus.check_unchanged()
+    path.unlink()
+    with pytest.raises(StatisticsError, match="was changed"):
+        corpus.check_unchanged()

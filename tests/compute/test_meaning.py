@@ -8,7 +8,8 @@ from trained import CITIES, PARAPHRASE, SUBJECTS, TEMPLATE, TEMPLATES, answer, f
 
 from rompatch.apply.session import PatchedModel
 from rompatch.compute.methods.rome import RomeHparams, compute
-from rompatch.compute.statistics import SecondMoment, Statistics, sampled_key
+from rompatch.compute.second_moment import SecondMoment
+from rompatch.compute.statistics import Statistics, sampled_key
 from rompatch.edits import EditRequest
 from rompatch.hooks import capture_inputs
 from rompatch.models import Base

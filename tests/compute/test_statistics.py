@@ -1,37 +1,23 @@
-"""C = E[k k^T]: against the plain mean, over corpora and over the model's own text."""
+"""C = E[k k^T]: its factor, and the key it is known by."""
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from itertools import islice
 from pathlib import Path
-from unittest.mock import patch as swapped
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pico import CONTEXT, pico_base
 
-from rompatch.compute import statistics
-from rompatch.compute.contexts import STARTERS, sample_text
-from rompatch.compute.corpus import Corpus, open_corpus, windows
-from rompatch.compute.statistics import (
-    SecondMoment,
-    Statistics,
-    StatisticsKey,
-    cholesky_factor,
-    collect_from_corpus,
-    collect_from_samples,
-    corpus_key,
-    sampled_key,
-)
+from rompatch.compute.corpus import Corpus, open_corpus
+from rompatch.compute.second_moment import SecondMoment
+from rompatch.compute.statistics import Statistics, StatisticsKey, cholesky_factor, corpus_key, sampled_key
 from rompatch.compute.statistics_files import StatisticsCache
 from rompatch.errors import StatisticsError
 from rompatch.models import Base
 from rompatch.sites import Site
-from rompatch.tokens import encode_prompt
 
 LAYER = 1
 WINDOW = 16
@@ -50,144 +36,8 @@ def site(base: Base) -> Site:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = np.random.default_rng(0).choice(["Rome", "Paris", "tower", "old", "is", "in", "the"], 300)
-    path.write_text(" ".join(words))
+    path.write_text("Rome is old. The tower is in Paris.")
     return open_corpus(str(path))
-
-
-def naive_keys(base: Base, site: Site, rows: list[list[int]]) -> torch.Tensor:
-    """The site's inputs without each row's first token: whole forward passes, one row at a time."""
-    found = []
-    handle = site.module.register_forward_hook(lambda _module, args, _output: found.append(args[0][0, 1:]))
-    for row in rows:
-        base.model(torch.tensor([row]))
-    handle.remove()
-    return torch.cat(found)
-
-
-def collected(base: Base, site: Site, corpus: Corpus, tokens: int, batch_size: int = 4) -> SecondMoment:
-    moment = SecondMoment(site.d_in)
-    key = corpus_key(base, site, corpus, tokens, WINDOW)
-    for _ in collect_from_corpus(base, site, corpus, key, moment=moment, batch_size=batch_size):
-        pass
-    return moment
-
-
-@settings(deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any),
-    block=st.integers(1, 40),
-    seed=st.integers(0, 2**31),
-)
-def test_the_second_moment_is_the_mean_of_outer_products(sizes: list[int], block: int, seed: int) -> None:
-    keys = np.random.default_rng(seed).standard_normal((sum(sizes), 4)).astype(np.float32)
-    moment = SecondMoment(4)
-    with swapped.object(statistics, "_BLOCK_TOKENS", block):
-        for part in np.split(keys, np.cumsum(sizes)[:-1]):
-            moment.add(torch.from_numpy(part))
-    naive = sum(np.outer(key, key) for key in keys.astype(np.float64)) / len(keys)
-    assert moment.count == len(keys)
-    np.testing.assert_allclose(moment.mean().numpy(), naive, rtol=1e-5, atol=1e-5)
-
-
-def test_the_mean_of_no_token_is_refused() -> None:
-    with pytest.raises(StatisticsError, match="No token"):
-        SecondMoment(3).mean()
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_keys_that_are_not_finite_are_refused(value: float) -> None:
-    moment = SecondMoment(3)
-    moment.add(torch.tensor([[1.0, 2.0, value]]))
-    with pytest.raises(StatisticsError, match="not finite"):
-        moment.mean()
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_collecting_equals_whole_forward_passes(base: Base, site: Site, corpus: Corpus, batch_size: int) -> None:
-    keys = naive_keys(base, site, list(windows(base.tokenizer, corpus, WINDOW))).double()
-    moment = collected(base, site, corpus, 10**9, batch_size)
-    assert moment.count == len(keys)
-    np.testing.assert_allclose(moment.mean().numpy(), (keys.T @ keys / len(keys)).numpy(), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("tokens", [1, 14, 15, 16, 61, 200])
-def test_exactly_the_tokens_asked_for_are_counted(base: Base, site: Site, corpus: Corpus, tokens: int) -> None:
-    keys = naive_keys(base, site, list(windows(base.tokenizer, corpus, WINDOW)))[:tokens].double()
-    moment = collected(base, site, corpus, tokens, batch_size=2)
-    assert moment.count == tokens
-    np.testing.assert_allclose(moment.mean().numpy(), (keys.T @ keys / tokens).numpy(), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("stop_after", [1, 2])
-def test_a_resumed_pass_equals_one_that_was_never_interrupted(
-    base: Base, site: Site, corpus: Corpus, stop_after: int, tmp_path: Path
-) -> None:
-    key = corpus_key(base, site, corpus, 150, WINDOW)
-    cache = StatisticsCache(tmp_path)
-    whole = collected(base, site, corpus, 150)
-    moment = SecondMoment(site.d_in)
-    passes = collect_from_corpus(base, site, corpus, key, moment=moment, batch_size=4)
-    *_, progress = islice(passes, stop_after)
-    passes.close()
-    cache.save_partial(key, moment, progress.windows)
-    loaded = cache.load_partial(key)
-    assert loaded is not None
-    resumed, done = loaded
-    assert (resumed.count, done) == (progress.tokens, progress.windows)
-    for _ in collect_from_corpus(base, site, corpus, key, moment=resumed, windows_done=done, batch_size=4):
-        pass
-    assert resumed.count == whole.count == 150
-    assert torch.equal(resumed.mean(), whole.mean())
-
-
-def test_progress_counts_windows_and_tokens_up_to_the_end(base: Base, site: Site, corpus: Corpus) -> None:
-    rows = list(windows(base.tokenizer, corpus, WINDOW))
-    key = corpus_key(base, site, corpus, 10**9, WINDOW)
-    seen = list(collect_from_corpus(base, site, corpus, key, moment=SecondMoment(site.d_in), batch_size=4))
-    assert seen[-1].windows == len(rows)
-    assert seen[-1].tokens == sum(len(row) - 1 for row in rows)
-    assert [progress.windows for progress in seen] == sorted({progress.windows for progress in seen})
-    assert [progress.tokens for progress in seen[:-1]] == [
-        sum(len(r) - 1 for r in rows[: p.windows]) for p in seen[:-1]
-    ]
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
-def test_sampled_text_gives_exactly_the_tokens_asked_for_and_is_seeded(model_type: str) -> None:
-    """gpt2 and opt have learned positions: a text longer than the context would fail."""
-    base = pico_base(model_type)
-    site = base.site(LAYER)
-    key = replace(sampled_key(base, site, 50, 7), window=12)
-    first = collect_from_samples(base, site, key, seed=7, batch_size=3)
-    again = collect_from_samples(base, site, key, seed=7, batch_size=3)
-    other = collect_from_samples(base, site, key, seed=8, batch_size=3)
-    assert first.tokens == again.tokens == 50
-    assert torch.equal(first.second_moment, again.second_moment)
-    assert not torch.equal(first.second_moment, other.second_moment)
-    assert torch.linalg.eigvalsh(first.second_moment.double()).min() > -1e-6
-
-
-def test_windows_and_samples_fit_the_models_context(base: Base, site: Site, corpus: Corpus) -> None:
-    assert corpus_key(base, site, corpus, 1).window == CONTEXT
-    assert sampled_key(base, site, 1, 0).window < CONTEXT
-    learned = pico_base("gpt2")
-    collect_from_samples(learned, learned.site(0), sampled_key(learned, learned.site(0), 300, 0), seed=0, batch_size=2)
-
-
-def test_sampled_keys_are_the_site_inputs_of_the_sampled_tokens(base: Base, site: Site) -> None:
-    """With one text: rebuilt by a whole forward pass over what was sampled."""
-    key = replace(sampled_key(base, site, 9, 3), window=10)
-    found = collect_from_samples(base, site, key, seed=3, batch_size=1)
-    n_starter = len(encode_prompt(base.tokenizer, STARTERS[0], True))
-    seen: list[torch.Tensor] = []
-    handle = base.model.model.embed_tokens.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    sample_text(base.model, base.tokenizer, [STARTERS[0]], 10, seed=3 * 1_000_003)
-    handle.remove()
-    ids = torch.cat(seen, dim=1)[0].tolist()
-    keys = naive_keys(base, site, [ids])[n_starter - 1 :].double()
-    assert len(keys) == 9
-    np.testing.assert_allclose(found.second_moment.numpy(), (keys.T @ keys / 9).numpy(), rtol=1e-3, atol=1e-5)
 
 
 @settings(deadline=None)
@@ -277,3 +127,27 @@ def test_layer_text_tokens_window_and_dtype_change_the_key(base: Base, corpus: C
     assert len({key.id for key in keys}) == len(keys)
     assert key_of(base, other_text).site_fields() == keys[0].site_fields(), "the text is not part of the site"
     assert keys[1].site_fields() != keys[0].site_fields()
+
+
+def test_ids_stay_what_they_were() -> None:
+    """Patches have recorded them; one comes with the package."""
+    key = StatisticsKey("a" * 64, "x.weight", "b" * 64, "c" * 64, "float32", "wiki.txt", "d" * 64, 100, 32)
+    assert key.id == "e18815dd1ff87bdb34df27d94b0e488a231a0619b0be9abac7b834758f903c27"
+
+
+def test_the_shipped_statistics_have_the_id_that_they_always_had(tmp_path: Path) -> None:
+    (shipped,) = StatisticsCache(tmp_path).files()
+    assert shipped.id == "0aee3685eaae4bd630955cdaa65f5933d0343a20470360a87bccaa8ebeec2073"
+
+
+def test_windows_and_samples_fit_the_models_context(base: Base, site: Site, corpus: Corpus) -> None:
+    assert corpus_key(base, site, corpus, 1).window == CONTEXT
+    assert sampled_key(base, site, 1, 0).window < CONTEXT
+
+
+def test_statistics_of_a_moment_are_its_mean_and_count(base: Base, site: Site, corpus: Corpus) -> None:
+    moment = SecondMoment(2)
+    moment.add(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    made = Statistics.of(corpus_key(base, site, corpus, 5), moment)
+    assert made.second_moment.tolist() == [[5.0, 7.0], [7.0, 10.0]]
+    assert made.tokens == 2

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rompatch.compute.statistics import SELF_SAMPLED, SecondMoment, Statistics, StatisticsKey
+from rompatch.compute.second_moment import SecondMoment
+from rompatch.compute.statistics import SELF_SAMPLED, Statistics, StatisticsKey
 from rompatch.compute.statistics_files import StatisticsCache, pack_factor, unpack_factor, write_packed
 from rompatch.errors import AmbiguousIdError, OutputError, StatisticsError
 from rompatch.patch import canonical_json
@@ -67,7 +68,7 @@ def test_an_empty_cache_has_nothing(cache: StatisticsCache) -> None:
     assert list(cache.files()) == []
     assert cache.find(KEY) is None
     assert cache.best_for(KEY) is None
-    assert cache.load_partial(KEY) is None
+    assert cache.load_partial(KEY, D_IN) is None
 
 
 def with_tensors(**tensors: torch.Tensor) -> Callable[[Path], None]:
@@ -135,42 +136,54 @@ def test_an_interrupted_pass_is_kept_and_forgotten_when_it_is_complete(cache: St
     moment = SecondMoment(D_IN)
     moment.add(torch.randn(5, D_IN, generator=torch.Generator().manual_seed(0)))
     cache.save_partial(KEY, moment, 3)
-    loaded = cache.load_partial(KEY)
+    loaded = cache.load_partial(KEY, D_IN)
     assert loaded is not None
     assert loaded[1] == 3
     assert loaded[0].count == 5
     assert torch.equal(loaded[0].mean(), moment.mean())
-    assert cache.load_partial(replace(KEY, tokens=1)) is None
+    assert cache.load_partial(replace(KEY, tokens=1), D_IN) is None
     assert list(cache.files()) == [], "a partial file is no statistics"
     cache.save(statistics())
-    assert cache.load_partial(KEY) is None
+    assert cache.load_partial(KEY, D_IN) is None
 
 
-STATE = {"count": 5, "in_block": 5, "windows": 3}
+STATE = {"id": KEY.id, "count": 5, "done": 3}
+TOTAL = torch.eye(2, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
     ("tensors", "state"),
     [
-        ({"total": torch.eye(2, dtype=torch.float64)}, STATE),
-        ({"total": torch.eye(2), "block": torch.eye(2)}, STATE),
-        ({"total": torch.eye(2, dtype=torch.float64) / 0, "block": torch.eye(2)}, STATE),
-        ({"total": torch.eye(2, dtype=torch.float64), "block": torch.eye(3)}, STATE),
-        ({"total": torch.ones(2, dtype=torch.float64), "block": torch.ones(2)}, STATE),
-        ({"total": torch.eye(2, dtype=torch.float64), "block": torch.eye(2)}, {"count": 5}),
-        ({"total": torch.eye(2, dtype=torch.float64), "block": torch.eye(2)}, {**STATE, "count": None}),
-        ({"total": torch.eye(2, dtype=torch.float64), "block": torch.eye(2)}, [5]),
+        ({"total": TOTAL}, STATE),
+        ({"total": TOTAL.float(), "pending": torch.ones(5, 2)}, STATE),
+        ({"total": TOTAL / 0, "pending": torch.ones(5, 2)}, STATE),
+        ({"total": TOTAL, "pending": torch.full((5, 2), torch.nan)}, STATE),
+        ({"total": TOTAL, "pending": torch.ones(5, 3)}, STATE),
+        ({"total": TOTAL, "pending": torch.ones(4, 2)}, STATE),
+        ({"total": torch.ones(2, dtype=torch.float64), "pending": torch.ones(5, 2)}, STATE),
+        ({"total": torch.eye(3, dtype=torch.float64), "pending": torch.ones(5, 3)}, STATE),
+        ({"total": TOTAL, "pending": torch.ones(5, 2)}, {"count": 5}),
+        ({"total": TOTAL, "pending": torch.ones(5, 2)}, {**STATE, "count": None}),
+        ({"total": TOTAL, "pending": torch.ones(5, 2)}, {**STATE, "done": 0}),
+        ({"total": TOTAL, "pending": torch.ones(5, 2)}, {**STATE, "id": "e" * 64}),
+        ({"total": TOTAL, "pending": torch.ones(101, 2)}, {**STATE, "count": 101}),
+        ({"total": TOTAL, "pending": torch.ones(5, 2)}, [5]),
+        ({"total": TOTAL, "block": torch.eye(2)}, {"count": 5, "in_block": 5, "windows": 3}),
     ],
 )
-def test_a_damaged_interrupted_pass_counts_as_none(
+def test_an_interrupted_pass_that_is_damaged_or_of_another_site_is_refused_by_file_name(
     cache: StatisticsCache, tensors: dict[str, torch.Tensor], state: Any
 ) -> None:
     cache.save_partial(KEY, SecondMoment(2), 1)
     (path,) = cache.folder.iterdir()
     save_file(tensors, path, {"statistics": json.dumps(state)})
-    assert cache.load_partial(KEY) is None
+    with pytest.raises(StatisticsError, match=path.name):
+        cache.load_partial(KEY, 2)
     path.write_bytes(b"cut off")
-    assert cache.load_partial(KEY) is None
+    with pytest.raises(StatisticsError, match=path.name):
+        cache.load_partial(KEY, 2)
+    cache.remove_partial(KEY)
+    assert cache.load_partial(KEY, 2) is None
 
 
 @settings(deadline=None)

@@ -18,7 +18,8 @@ from rompatch.architectures import ARCHITECTURES
 from rompatch.compute.methods import METHODS
 from rompatch.compute.methods.rome import KEY_ROWS, RomeHparams, agree, make_replayer
 from rompatch.compute.replay import FullForward, Replay
-from rompatch.compute.statistics import SecondMoment, Statistics, sampled_key
+from rompatch.compute.second_moment import SecondMoment
+from rompatch.compute.statistics import Statistics, sampled_key
 from rompatch.compute.value import value_rows
 from rompatch.edits import EditRequest
 from rompatch.models import Base

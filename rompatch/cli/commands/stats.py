@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +24,17 @@ from rompatch.cli.settings import Settings
 
 if TYPE_CHECKING:
     from rompatch.compute.statistics_files import StatisticsFile
+
+
+def LAYERS(value: str) -> range:  # noqa: N802 - a parameter type, named as click names its own
+    """ "4" or "3-5"."""
+    parts = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", value.strip(), re.ASCII)
+    if parts is None:
+        raise click.BadParameter(f"{value!r} is neither a layer, like 4, nor a range of layers, like 3-5.")
+    first, last = int(parts[1]), int(parts[2] or parts[1])
+    if last < first:
+        raise click.BadParameter(f"The range {value!r} ends before it begins: write {last}-{first}.")
+    return range(first, last + 1)
 
 
 class StatsGroup(click.Group):
@@ -50,6 +63,7 @@ def stats_command() -> None:
     examples=(
         "rompatch stats build --corpus wikipedia.txt --tokens 100000",
         "rompatch stats build --corpus hub:wikitext,wikitext-103-raw-v1",
+        "rompatch stats build --corpus wikipedia.txt --layer 3-5",
         "rompatch stats build --self-sampled --layer 5",
     ),
 )
@@ -65,23 +79,41 @@ def stats_command() -> None:
 )
 @option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sampling.")
 @json_option
-@option("--layer", type=int, metavar="N", group=MODEL, help="The layer. Default: the one that create would edit.")
+@option(
+    "--layer",
+    "layers",
+    type=LAYERS,
+    multiple=True,
+    metavar="N|N-M",
+    group=MODEL,
+    help="A layer, or a range of layers; may be repeated. Default: the one that create would edit.",
+)
 @model_options
-def build(settings: Settings, corpus: str | None, self_sampled: bool, as_json: bool, **given: Any) -> None:
+def build(
+    settings: Settings,
+    corpus: str | None,
+    self_sampled: bool,
+    as_json: bool,
+    layers: tuple[range, ...],
+    **given: Any,
+) -> None:
     """Collect statistics over text and save them.
 
-    An interrupted pass over a corpus goes on where it was when the same command is given again.
+    Several layers take one pass over the text. An interrupted pass goes on where it was when the same command is given
+    again.
     """
-    from rompatch.workflows.collecting import build_statistics
+    from rompatch.workflows.collecting import build_statistics_at
 
     if (corpus is None) != self_sampled:
         raise click.UsageError("Say where the text comes from: --corpus or --self-sampled, one of the two.")
     named = {name: given.pop(name) for name in ("model", "dtype", "module")}
     with settings.open_store(scratch=True) as store:
-        file = build_statistics(store, corpus, spec=store.base_spec(**named), **given)
+        spec = store.base_spec(**named)
+        files = build_statistics_at(store, chain.from_iterable(layers), corpus, spec=spec, **given)
     if as_json:
-        render.emit_json(file.to_json())
-    else:
+        render.emit_json({**files[0].to_json(), "statistics": [file.to_json() for file in files]})
+        return
+    for file in files:
         click.echo(f"built {_line(file)}")
 
 
