@@ -9,9 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import SuiteError
+from rompatch.verify.engine import MAX_TOKENS, ScoredPrompt, Scorer, TargetScore
 from rompatch.verify.metrics import Pair, Scores, score_pairs
-from rompatch.verify.probabilities import TargetScore, score_prompts
 from rompatch.verify.suite import Prompt, Suite
+from rompatch.verify.updates import Edit
+
+_TOKENS = ("new_ids", "new_argmax", "true_ids", "true_argmax")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class PromptResult:
         new_logprob, true_logprob: mean log-probability per token, in nats; ``true_logprob`` is None
             without true object.
         new_exact, true_exact: whether greedy decoding would write that object.
+        new_ids, true_ids: the tokens of that object; empty in evaluations stored before they were kept.
+        new_argmax, true_argmax: the likeliest token at each of them, given the prompt and the object's tokens before.
     """
 
     prompt: Prompt
@@ -30,6 +35,10 @@ class PromptResult:
     new_exact: bool
     true_logprob: float | None
     true_exact: bool | None
+    new_ids: tuple[int, ...] = ()
+    new_argmax: tuple[int, ...] = ()
+    true_ids: tuple[int, ...] = ()
+    true_argmax: tuple[int, ...] = ()
 
     @property
     def margin(self) -> float | None:
@@ -45,13 +54,14 @@ class PromptResult:
         return None if self.margin is None else self.margin > 0
 
     def to_json(self) -> dict[str, Any]:
-        """The prompt's fields, the four numbers, ``margin`` and ``passed``, in one flat object."""
+        """The prompt's fields, the numbers, ``margin`` and ``passed``, in one flat object."""
         return {
             **self.prompt.to_json(),
             "new_logprob": self.new_logprob,
             "new_exact": self.new_exact,
             "true_logprob": self.true_logprob,
             "true_exact": self.true_exact,
+            **{name: list(getattr(self, name)) for name in _TOKENS},
             "margin": self.margin,
             "passed": self.passed,
         }
@@ -60,7 +70,8 @@ class PromptResult:
     def from_json(cls, data: Mapping[str, Any]) -> PromptResult:
         """The inverse of :meth:`to_json`."""
         prompt = Prompt(data["kind"], data["text"], data["target_new"], data["target_true"])
-        return cls(prompt, data["new_logprob"], data["new_exact"], data["true_logprob"], data["true_exact"])
+        tokens = {name: tuple(data.get(name, ())) for name in _TOKENS}
+        return cls(prompt, data["new_logprob"], data["new_exact"], data["true_logprob"], data["true_exact"], **tokens)
 
 
 @dataclass(frozen=True)
@@ -137,17 +148,43 @@ def evaluate(
     """Score every prompt of *suite* except its generation prompts.
 
     Raises:
-        TargetError, SuiteError: from :func:`~rompatch.verify.probabilities.score_prompts`.
-        ComputeError: the model answers NaN.
+        TargetError, SuiteError, ComputeError: from :meth:`~rompatch.verify.engine.Scorer.score`.
     """
-    prompts = [prompt for prompt in suite.prompts if prompt.kind != "generation"]
-    pairs = [
-        (prompt.text, target) for prompt in prompts for target in (prompt.target_new, prompt.target_true) if target
+    prompts = _scored(suite)
+    scorer = Scorer(model, tokenizer, document_start=document_start)
+    scores = scorer.score([_asked(prompt) for prompt in prompts], on_progress=on_progress)
+    return _evaluation(suite, prompts, scores, document_start)
+
+
+def evaluate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    suites: Sequence[Suite],
+    edits: Sequence[Edit],
+    *,
+    document_start: bool,
+    max_tokens: int = MAX_TOKENS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[Evaluation, Evaluation]]:
+    """Score ``suites[i]`` before and after ``edits[i]``, all side by side; the model's weights are not touched.
+
+    The numbers are those of :func:`evaluate` on the model and on a model with the edit in its weights. One suite that
+    cannot be scored fails them all: score the suites one by one then.
+
+    Raises:
+        ValueError: there is not one edit for each suite.
+        TargetError, SuiteError, ComputeError: from :meth:`~rompatch.verify.engine.Scorer.score_edits`.
+    """
+    if len(edits) != len(suites):
+        raise ValueError(f"{len(suites)} suites and {len(edits)} edits: one edit for each suite is needed")
+    prompts = [_scored(suite) for suite in suites]
+    scorer = Scorer(model, tokenizer, document_start=document_start, max_tokens=max_tokens)
+    asked = [[_asked(prompt) for prompt in some] for some in prompts]
+    before, after = scorer.score_edits(asked, edits, on_progress=on_progress)
+    return [
+        (_evaluation(suite, some, old, document_start), _evaluation(suite, some, new, document_start))
+        for suite, some, old, new in zip(suites, prompts, before, after, strict=True)
     ]
-    scored = score_prompts(model, tokenizer, pairs, document_start=document_start, on_progress=on_progress)
-    found = dict(zip(pairs, scored, strict=True))
-    results = tuple(_result(prompt, found) for prompt in prompts)
-    return Evaluation(suite.name, suite.source, suite.untested, document_start, results, scores_of(results))
 
 
 def scores_of(results: Sequence[PromptResult]) -> Scores:
@@ -186,13 +223,31 @@ def compare(before: Evaluation, after: Evaluation) -> tuple[PromptChange, ...]:
     return tuple(sorted(changes, key=lambda change: change.after.margin or 0.0))
 
 
-def _result(prompt: Prompt, found: Mapping[tuple[str, str], TargetScore]) -> PromptResult:
-    new = found[prompt.text, prompt.target_new]
-    true = found[prompt.text, prompt.target_true] if prompt.target_true else None
+def _scored(suite: Suite) -> list[Prompt]:
+    return [prompt for prompt in suite.prompts if prompt.kind != "generation"]
+
+
+def _asked(prompt: Prompt) -> ScoredPrompt:
+    true = () if prompt.target_true is None else (prompt.target_true,)
+    return ScoredPrompt(prompt.text, (prompt.target_new, *true))
+
+
+def _evaluation(
+    suite: Suite, prompts: Sequence[Prompt], scores: Sequence[tuple[TargetScore, ...]], document_start: bool
+) -> Evaluation:
+    results = tuple(_result(prompt, *found) for prompt, found in zip(prompts, scores, strict=True))
+    return Evaluation(suite.name, suite.source, suite.untested, document_start, results, scores_of(results))
+
+
+def _result(prompt: Prompt, new: TargetScore, true: TargetScore | None = None) -> PromptResult:
     return PromptResult(
         prompt=prompt,
         new_logprob=new.mean_logprob,
         new_exact=new.exact,
         true_logprob=true.mean_logprob if true else None,
         true_exact=true.exact if true else None,
+        new_ids=new.token_ids,
+        new_argmax=new.argmax_ids,
+        true_ids=true.token_ids if true else (),
+        true_argmax=true.argmax_ids if true else (),
     )
