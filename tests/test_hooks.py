@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rompatch.hooks import StopForward, capture_inputs, edit_output, until_stopped
+from rompatch.hooks import StopForward, capture_inputs, edit_output, recomputed, until_stopped
 
 
 @pytest.fixture
@@ -103,3 +103,32 @@ def test_a_hook_is_gone_after_its_edit_failed(network: nn.Sequential) -> None:
         network(torch.eye(3))
     assert n_hooks(network) == 0
     assert network(torch.eye(3)).shape == (3, 2)
+
+
+def test_recomputed_layers_keep_their_inputs_alone_and_give_the_same_gradient(network: nn.Sequential) -> None:
+    network.requires_grad_(False)
+    rows = torch.eye(3)
+
+    def run(layers: list[nn.Module]) -> tuple[torch.Tensor, set[int]]:
+        kept: set[int] = set()
+        delta = torch.zeros(3, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()) or t, lambda t: t):  # type: ignore[func-returns-value]
+            with recomputed(layers):
+                loss = network(rows + delta).square().sum()
+            (gradient,) = torch.autograd.grad(loss, delta)
+        return gradient, kept
+
+    weights = {parameter.data_ptr() for parameter in network.parameters() if parameter.dim() > 1}
+    (expected, kept), (found, kept_then) = run([]), run([network[0], network[1], network[2]])
+    assert kept >= weights
+    assert not kept_then & weights
+    assert torch.equal(found, expected)
+    assert not any("forward" in vars(layer) for layer in network)
+
+
+def test_recomputing_ends_with_its_context_also_after_an_exception(network: nn.Sequential) -> None:
+    before = network[0].forward
+    with pytest.raises(KeyError), recomputed(network):
+        assert network[0].forward != before
+        raise KeyError
+    assert network[0].forward == before

@@ -5,40 +5,18 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from pico import pico_base
+from random_patches import random_patch
 
 from rompatch.apply.session import PatchedModel
-from rompatch.edits import EditRequest
 from rompatch.errors import BaseMismatchError, PatchNotFoundError, SiteError
 from rompatch.models import Base
-from rompatch.patch import Patch, PatchHeader, SiteFactors
+from rompatch.patch import Patch
 from rompatch.sites import tensor_sha256
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def random_patch(base: Base, seed: int, layer: int = 1) -> Patch:
-    """A patch of random numbers at *layer*: what the algebra sees, without the optimisation."""
-    site, rng = base.site(layer), np.random.default_rng(seed)
-    key, u = rng.normal(size=(2, 2, site.d_in)).astype(np.float32)
-    base_out = key @ site.matrix().float().numpy().T
-    delta = rng.normal(size=site.d_out).astype(np.float32)
-    factors = SiteFactors(u=u, v=delta / (key[1] @ u[0]), key=key, value=base_out + delta, base_out=base_out)
-    header = PatchHeader(
-        method="rome",
-        hparams={"keys": "mixed"},
-        request=EditRequest(f"subject {seed}", "{} is in", "Rome"),
-        base=base.ref(),
-        sites=(site.ref(),),
-        contexts=("{}",),
-        seed=seed,
-        document_start=True,
-        statistics=None,
-    )
-    return Patch(header, (factors,))
 
 
 def hashes(base: Base) -> dict[str, str]:
