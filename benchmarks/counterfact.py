@@ -24,7 +24,7 @@ from rompatch.reporting import Reporter
 from rompatch.verify.building import suite_from_counterfact
 from rompatch.verify.evaluation import evaluate
 from rompatch.verify.metrics import Scores, harmonic_mean
-from rompatch.verify.records import load_counterfact, request_of
+from rompatch.verify.reading import load_counterfact
 from rompatch.workflows.statistics import statistics_for
 
 
@@ -63,7 +63,7 @@ def main() -> None:
             METHODS["rome"]
             .compute(
                 base,
-                request_of(record),
+                record.request,
                 site=site,
                 contexts=contexts,
                 statistics=moment,

@@ -19,7 +19,8 @@ from rompatch.verify.atlas.table import (
     same_object,
     template_has_article,
 )
-from rompatch.verify.records import check_record, read_json, record_name, request_of
+from rompatch.verify.jsonfile import read_json
+from rompatch.verify.records import CounterfactRecord
 from rompatch.verify.suite import Kind, Prompt, Suite
 
 _NEAR_TEMPLATES = 5
@@ -85,24 +86,24 @@ def suite_for(
     return Suite(name, f"atlas:{relation.id}", tuple(prompts), tuple(untested))
 
 
-def suite_from_counterfact(record: Mapping[str, Any]) -> Suite:
-    """The suite of one COUNTERFACT record.
+def suite_from_counterfact(record: CounterfactRecord | Mapping[str, Any]) -> Suite:
+    """The suite of one COUNTERFACT record, or of its JSON object.
 
     Raises:
         SuiteError: the record is malformed; the message names record and field.
     """
-    checked = check_record(record)
-    request = request_of(checked)
+    checked = record if isinstance(record, CounterfactRecord) else CounterfactRecord.from_json(record)
+    request = checked.request
     true = request.target_true
     prompts = [Prompt("rewrite", request.prompt, request.target_new, true)]
     untested = []
     for field, kind in _COUNTERFACT_KINDS.items():
-        texts = checked.get(field, [])
+        texts = getattr(checked, field)
         prompts += [Prompt(kind, text, request.target_new, true) for text in texts]
         if not texts and kind in ("paraphrase", "neighbourhood"):
             untested.append(f"the record has no {field}: {kind} not tested")
     name = f"{request.subject}: {request.template} -> {request.target_new}"
-    return Suite(name, record_name(checked), tuple(prompts), tuple(untested))
+    return Suite(name, checked.name, tuple(prompts), tuple(untested))
 
 
 def load_suite(path: Path | str) -> Suite:

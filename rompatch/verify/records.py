@@ -1,120 +1,114 @@
 """Records of the COUNTERFACT data set (arXiv 2202.05262, section 5.1), in the schema its authors published:
 
     {"case_id": 0,
-     "requested_rewrite": {"prompt": "... {} ...", "subject": "...",
-                           "target_new": {"str": "..."}, "target_true": {"str": "..."}, "relation_id": "P..."},
+     "requested_rewrite": {"prompt": "... {} ...", "subject": "...", "relation_id": "P...",
+                           "target_new": {"str": "...", "id": "Q..."}, "target_true": {"str": "...", "id": "Q..."}},
      "paraphrase_prompts": ["..."], "neighborhood_prompts": ["..."],
      "attribute_prompts": ["..."], "generation_prompts": ["..."]}
 
-The four lists may be missing (then that part is not tested); anything else that is missing or of the wrong kind is an
-error that names the record and the field.
+The four lists and the Wikidata ids may be missing (then that part is not tested); anything else that is missing or of
+the wrong kind is an error that names the record and the field. No torch here.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rompatch.edits import PLACEHOLDER, EditRequest
 from rompatch.errors import RompatchError, SuiteError
+from rompatch.verify.fields import Fields, Where, record_fields
 
-Record = dict[str, Any]
-"""A checked COUNTERFACT record."""
-
+KIND = "COUNTERFACT"
 PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 
+Contest = tuple[str, str, tuple[str, ...]]
+"""A field's name, the prompt in it, and the objects that are scored after that prompt."""
 
-def read_json(path: Path | str) -> Any:
-    """The JSON value in a UTF-8 file.
 
-    Raises:
-        SuiteError: the file cannot be read, or is not JSON.
+@dataclass(frozen=True)
+class CounterfactRecord:
+    """One record, checked.
+
+    Args:
+        case_id: the data set's own number; the place in the file where it has none.
+        request: subject, template, o* and o^c.
+        relation_id, target_new_id, target_true_id: Wikidata's names, by which reference texts are filed.
+        paraphrase_prompts: the same fact in other words.
+        neighborhood_prompts: other subjects, which truly have o^c.
+        attribute_prompts: other subjects, which truly have o*.
+        generation_prompts: text to be continued.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise SuiteError(f"The suite file {str(path)!r} cannot be read.", found=problem.strerror) from problem
-    except (ValueError, RecursionError) as problem:
-        raise SuiteError(
-            f"The suite file {str(path)!r} is not JSON.",
-            expected="a COUNTERFACT record, a list of records, or a rompatch suite",
-            found=problem,
-        ) from problem
 
+    case_id: int
+    request: EditRequest
+    relation_id: str | None = None
+    target_new_id: str | None = None
+    target_true_id: str | None = None
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    attribute_prompts: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
 
-def load_counterfact(path: Path | str) -> list[Record]:
-    """All records of a file that holds a list of them, or a single one.
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        return f"{KIND} record {self.case_id}"
 
-    Raises:
-        SuiteError: the file or one of its records cannot be used.
-    """
-    data = read_json(path)
-    entries = data if isinstance(data, list) else [data]
-    if not entries:
-        raise SuiteError(f"The file {str(path)!r} holds no records.", expected="a list of COUNTERFACT records")
-    return [check_record(entry, position) for position, entry in enumerate(entries)]
+    @property
+    def subject(self) -> str:
+        """s."""
+        return self.request.subject
 
+    def contests(self) -> Iterator[Contest]:
+        """Every prompt with the objects that are scored after it; none after generation prompts."""
+        objects = tuple(text for text in (self.request.target_new, self.request.target_true) if text)
+        yield "requested_rewrite.prompt", self.request.prompt, objects
+        for field in PROMPT_LISTS:
+            for index, prompt in enumerate(getattr(self, field)):
+                yield f"{field}[{index}]", prompt, () if field == "generation_prompts" else objects
 
-def check_record(entry: Any, position: int = 0) -> Record:
-    """*entry* as a record, its fields checked.
+    @classmethod
+    def from_json(cls, entry: Any, position: int = 0) -> CounterfactRecord:
+        """The record in a JSON object, at *position* of its file.
 
-    Raises:
-        SuiteError: naming the record (case id or position) and the field.
-    """
-    name = record_name(entry, position)
-    if not isinstance(entry, Mapping):
-        raise _wrong(name, "record", "an object", entry)
-    rewrite = entry.get("requested_rewrite")
-    if not isinstance(rewrite, Mapping):
-        raise _wrong(name, "requested_rewrite", "an object", rewrite)
-    for field in ("prompt", "subject"):
-        _require_text(name, f"requested_rewrite.{field}", rewrite.get(field))
-    for field in ("target_new", "target_true"):
-        target = rewrite.get(field)
-        if not isinstance(target, Mapping):
-            raise _wrong(name, f"requested_rewrite.{field}", 'an object {"str": "..."}', target)
-        _require_text(name, f"requested_rewrite.{field}.str", target.get("str"))
-    if rewrite["prompt"].count(PLACEHOLDER) != 1:
-        raise _wrong(name, "requested_rewrite.prompt", "a template with one {}", rewrite["prompt"])
-    for field in PROMPT_LISTS:
-        prompts = entry.get(field, [])
-        if not isinstance(prompts, list):
-            raise _wrong(name, field, "a list of texts", prompts)
-        for index, prompt in enumerate(prompts):
-            _require_text(name, f"{field}[{index}]", prompt)
-    return dict(entry)
-
-
-def request_of(record: Mapping[str, Any]) -> EditRequest:
-    """The edit request of a checked record.
-
-    Raises:
-        SuiteError: its objects are the same, or otherwise no request.
-    """
-    rewrite = record["requested_rewrite"]
-    try:
-        return EditRequest(
-            subject=rewrite["subject"],
-            template=rewrite["prompt"],
-            target_new=rewrite["target_new"]["str"],
-            target_true=rewrite["target_true"]["str"],
+        Raises:
+            SuiteError: naming the record (id and position) and the field.
+        """
+        fields = record_fields(entry, KIND, position, "case_id")
+        rewrite = fields.inner("requested_rewrite")
+        new, true = (rewrite.inner(name, 'an object {"str": "..."}') for name in ("target_new", "target_true"))
+        request = _request(fields.where, rewrite, new.text("str"), true.text("str"))
+        found = fields.where.record_id
+        return cls(
+            case_id=position if found is None else found,
+            request=request,
+            relation_id=rewrite.text_or_none("relation_id"),
+            target_new_id=new.text_or_none("id"),
+            target_true_id=true.text_or_none("id"),
+            **{field: fields.texts(field) for field in PROMPT_LISTS},
         )
+
+
+def request_of(entry: Any) -> EditRequest:
+    """The edit request in a record's JSON object.
+
+    Raises:
+        SuiteError: as :meth:`CounterfactRecord.from_json`.
+    """
+    return CounterfactRecord.from_json(entry).request
+
+
+def _request(where: Where, rewrite: Fields, new: str, true: str) -> EditRequest:
+    template = rewrite.text("prompt")
+    if template.count(PLACEHOLDER) != 1:
+        raise where.wrong("requested_rewrite.prompt", "a template with one {}", template)
+    try:
+        return EditRequest(subject=rewrite.text("subject"), template=template, target_new=new, target_true=true)
+    except SuiteError:
+        raise
     except RompatchError as problem:
-        raise SuiteError(f"{record_name(record)} asks for an impossible edit: {problem}") from problem
-
-
-def record_name(entry: Any, position: int = 0) -> str:
-    """How messages name a record: by its case id, else by its position in the file."""
-    case = entry.get("case_id") if isinstance(entry, Mapping) else None
-    return f"COUNTERFACT record {case}" if case is not None else f"Record {position} of the file"
-
-
-def _require_text(name: str, field: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise _wrong(name, field, "text that is not empty", value)
-
-
-def _wrong(name: str, field: str, expected: str, found: object) -> SuiteError:
-    return SuiteError(f"{name} has a wrong field {field!r}.", expected=expected, found=repr(found)[:80], field=field)
+        raise SuiteError(
+            f"{where} asks for an impossible edit: {problem}", **where.facts("requested_rewrite.target_new.str")
+        ) from problem

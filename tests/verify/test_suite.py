@@ -11,7 +11,8 @@ from rompatch.edits import EditRequest, same_text
 from rompatch.errors import SuiteError
 from rompatch.verify.atlas import bare_subject, load_atlas
 from rompatch.verify.building import load_suite, relation_of, suite_for, suite_from_counterfact, true_object_of
-from rompatch.verify.records import load_counterfact
+from rompatch.verify.reading import load_counterfact
+from rompatch.verify.records import CounterfactRecord
 from rompatch.verify.suite import Suite
 
 TOWER = EditRequest("Eiffel Tower", "The {} is located in", "Rome", "Paris", "located in")
@@ -172,7 +173,7 @@ def test_a_suite_file_may_be_one_record_or_a_list_of_one(tmp_path: Path, wrapped
     file = tmp_path / "record.json"
     file.write_text(json.dumps([record()] if wrapped else record()), encoding="utf-8")
     assert load_suite(file) == suite_from_counterfact(record())
-    assert load_counterfact(file) == [record()]
+    assert load_counterfact(file) == [CounterfactRecord.from_json(record())]
 
 
 def broken(path: str, value: Any) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def broken(path: str, value: Any) -> dict[str, Any]:
 )
 def test_broken_records_are_refused_by_record_and_field(tmp_path: Path, path: str, value: Any) -> None:
     file = tmp_path / "records.json"
-    file.write_text(json.dumps([record(), broken(path, value)]), encoding="utf-8")
+    file.write_text(json.dumps([record() | {"case_id": 6}, broken(path, value)]), encoding="utf-8")
     with pytest.raises(SuiteError, match="record 7") as caught:
         load_counterfact(file)
     assert path in str(caught.value)
@@ -222,14 +223,14 @@ def test_a_record_without_case_id_is_named_by_position(tmp_path: Path) -> None:
 
 
 def test_a_record_with_equal_objects_is_refused() -> None:
-    with pytest.raises(SuiteError, match="record 7 asks for an impossible edit"):
+    with pytest.raises(SuiteError, match=r"record 7 \(record 0 of the file\) asks for an impossible edit"):
         suite_from_counterfact(broken("requested_rewrite.target_new.str", "Paris"))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "not JSON"),
+        ("", "an empty file"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "must be about one edit"),
