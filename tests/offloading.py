@@ -30,7 +30,7 @@ def _hooked(model: PreTrainedModel, _folder: Path) -> None:
 
 
 def _partly_on_disk(model: PreTrainedModel, folder: Path) -> None:
-    dispatch_model(model, {name: "disk" if last else "cpu" for name, last in blocks(model)}, offload_dir=str(folder))
+    dispatch_model(model, {name: "disk" if later else "cpu" for name, later in blocks(model)}, offload_dir=str(folder))
 
 
 OFFLOADS: dict[str, Callable[[PreTrainedModel, Path], None]] = {
