@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from rompatch.compute.gather import encode_contexts, gather_keys
 from rompatch.compute.methods.rome import RomeHparams, compute, make_replayer
 from rompatch.compute.replay import FullForward, Replayer
-from rompatch.compute.value import OptimisedValue, StepLoss, ValueHparams, ValueRows, optimise_value, value_rows
+from rompatch.compute.rows import RowBatch, ValueRows, value_rows
+from rompatch.compute.value import Objective, OptimisedValue, StepLoss, ValueHparams, optimise_values
 from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, SubjectError, TargetError
 from rompatch.models import Base
@@ -24,6 +26,7 @@ from rompatch.tokens import pad_id
 LAYER = 1
 CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains. {}")
 REQUEST = EditRequest("Eiffel Tower", "The {} is located in", "Vienna, Berlin")
+OnStep = Callable[[int, list[StepLoss]], None]
 HPARAMS = ValueHparams(lr=0.3, steps=5, early_stop_loss=0.0)
 
 
@@ -104,13 +107,20 @@ def prepared(base: Base, site: Site, request: EditRequest = REQUEST) -> tuple[Te
     return output, value_rows(base.tokenizer, request, CONTEXTS, True)
 
 
-def optimised(base: Base, hparams: ValueHparams, *, plain: bool = False) -> OptimisedValue:
+def optimised(
+    base: Base, hparams: ValueHparams, *, plain: bool = False, on_step: OnStep | None = None
+) -> OptimisedValue:
     site = base.site(LAYER)
     output, targets = prepared(base, site)
-    replayer: Replayer = make_replayer(base, site, targets)[0]
+    batch = RowBatch((targets,))
+    replayer: Replayer = make_replayer(base, site, batch)[0]
     if plain:
-        replayer = FullForward(base.model, site, targets.rows, n_logits=targets.n_logits, pad_id=pad_id(base.tokenizer))
-    return optimise_value(replayer, targets.target_ids, output, hparams)
+        replayer = FullForward(base.model, site, batch, pad_id=pad_id(base.tokenizer))
+    objective = Objective(replayer, batch, output.norm()[None], hparams)
+    (found,) = optimise_values(objective, output[None], hparams, on_step)
+    if isinstance(found, ComputeError):
+        raise found
+    return found
 
 
 @pytest.mark.parametrize(
@@ -135,7 +145,7 @@ def test_rows_and_targets_are_those_of_a_naive_count() -> None:
     found = value_rows(base.tokenizer, REQUEST, CONTEXTS, True)
     assert [(row.ids, row.edit_index) for row in found.rows[:-1]] == rows
     assert found.target_ids.tolist() == target
-    assert len(target) == found.n_logits > 1, "an object of several tokens"
+    assert len(target) == found.n_target > 1, "an object of several tokens"
     assert base.tokenizer.decode(found.rows[-1].ids) == f"{END}Eiffel Tower"
 
 
@@ -174,12 +184,9 @@ def test_delta_stays_in_its_ball(factor: float) -> None:
 
 
 def test_every_step_is_reported() -> None:
-    base = pico_base("gpt2")
-    output, targets = prepared(base, base.site(LAYER))
-    heard: list[tuple[int, StepLoss]] = []
-    replayer = make_replayer(base, base.site(LAYER), targets)[0]
-    found = optimise_value(replayer, targets.target_ids, output, HPARAMS, lambda step, loss: heard.append((step, loss)))
-    assert heard == list(enumerate(found.losses, start=1))
+    heard: list[tuple[int, list[StepLoss]]] = []
+    found = optimised(pico_base("gpt2"), HPARAMS, on_step=lambda step, losses: heard.append((step, losses)))
+    assert heard == [(step, [loss]) for step, loss in enumerate(found.losses, start=1)]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
