@@ -136,15 +136,8 @@ def site_inputs(base: Base, sites: Sequence[Site], ids: Tensor) -> list[Tensor]:
         seen = [stack.enter_context(capture_inputs(site.module, stop=site is highest)) for site in sites]
         stack.enter_context(torch.inference_mode())
         with until_stopped():
-            base.model(input_ids=ids.to(_input_device(base)), use_cache=False)
+            base.model(input_ids=ids.to(base.input_device), use_cache=False)
     return [calls[0].reshape(*ids.shape, -1).cpu() for calls in seen]
-
-
-def _input_device(base: Base) -> torch.device:
-    """Where token ids go. A model whose weights are offloaded says "meta": its embedding knows where it computes."""
-    embedding = base.model.get_input_embeddings()
-    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-    return base.device if device is None else torch.device(device)
 
 
 def collect_from_samples(
