@@ -8,7 +8,7 @@ fields.py         a record's fields, every fault named; jsonfile.py, templates.p
 checking.py       whether a model can score a record
 atlas/            built-in facts: relations, templates, true pairs
 suite.py          prompts that judge one edit, and their JSON form
-building.py       suites made from an edit request (through the atlas) or from a COUNTERFACT record
+building.py       suites made from an edit request (through the atlas) or from a record
 engine.py         log-probabilities and likeliest tokens of objects after prompts, before and after edits
 prefix_tree.py    what sequences begin with, once
 layout.py         that in the rows of a forward pass: packed, or plain with little padding
@@ -18,7 +18,7 @@ abilities.py      what a model can be asked for, found by trying
 memory.py         batches halved where memory runs out
 probabilities.py  pairs in, scores out
 metrics.py        ES, EM, PS, PM, NS, NM and S from log-probabilities
-argmax.py         exact success: likeliest tokens against the object's
+argmax.py         exact success: likeliest tokens against the object's; exact.py: that of two evaluations
 intervals.py      means with confidence intervals, paired differences
 fluency.py        GE; consistency.py RS; texts.py the files of texts they need
 perplexity.py     perplexity of texts; essence

@@ -22,6 +22,7 @@ from rompatch.verify.atlas.table import (
 from rompatch.verify.jsonfile import read_json
 from rompatch.verify.records import CounterfactRecord
 from rompatch.verify.suite import Kind, Prompt, Suite
+from rompatch.verify.zsre import Taught, ZsreRecord
 
 _NEAR_TEMPLATES = 5
 """Neighbours are asked in the wordings nearest to the edited prompt: that is where an edit does its damage."""
@@ -104,6 +105,20 @@ def suite_from_counterfact(record: CounterfactRecord | Mapping[str, Any]) -> Sui
             untested.append(f"the record has no {field}: {kind} not tested")
     name = f"{request.subject}: {request.template} -> {request.target_new}"
     return Suite(name, checked.name, tuple(prompts), tuple(untested))
+
+
+def suite_from_zsre(record: ZsreRecord, teach: Taught = "answer") -> Suite:
+    """The suite of one zsRE record, for an edit that teaches what *teach* says: the question, its rephrasing, and the
+    unrelated question, which must keep its answer. There is no true object, so success is counted in exact tokens.
+    """
+    new = record.request(teach).target_new
+    prompts = (
+        Prompt("rewrite", record.question, new, None),
+        Prompt("paraphrase", record.rephrase, new, None),
+        Prompt("neighbourhood", record.locality_prompt, new, record.locality_answer),
+    )
+    untested = ("zsRE records have no true object to compare with: ES and PS not scored; see exact success",)
+    return Suite(f"{record.subject}: {record.template} -> {new}", record.name, prompts, untested)
 
 
 def load_suite(path: Path | str) -> Suite:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rompatch.edits import PLACEHOLDER, EditRequest
 from rompatch.errors import RompatchError, SuiteError
-from rompatch.verify.fields import Fields, Where, record_fields
+from rompatch.verify.fields import Where, record_fields
 
 KIND = "COUNTERFACT"
 PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
@@ -78,8 +78,9 @@ class CounterfactRecord:
         """
         fields = record_fields(entry, KIND, position, "case_id")
         rewrite = fields.inner("requested_rewrite")
+        template, subject = rewrite.text("prompt"), rewrite.text("subject")
         new, true = (rewrite.inner(name, 'an object {"str": "..."}') for name in ("target_new", "target_true"))
-        request = _request(fields.where, rewrite, new.text("str"), true.text("str"))
+        request = _request(fields.where, subject, template, new.text("str"), true.text("str"))
         found = fields.where.record_id
         return cls(
             case_id=position if found is None else found,
@@ -100,14 +101,11 @@ def request_of(entry: Any) -> EditRequest:
     return CounterfactRecord.from_json(entry).request
 
 
-def _request(where: Where, rewrite: Fields, new: str, true: str) -> EditRequest:
-    template = rewrite.text("prompt")
+def _request(where: Where, subject: str, template: str, new: str, true: str) -> EditRequest:
     if template.count(PLACEHOLDER) != 1:
         raise where.wrong("requested_rewrite.prompt", "a template with one {}", template)
     try:
-        return EditRequest(subject=rewrite.text("subject"), template=template, target_new=new, target_true=true)
-    except SuiteError:
-        raise
+        return EditRequest(subject=subject, template=template, target_new=new, target_true=true)
     except RompatchError as problem:
         raise SuiteError(
             f"{where} asks for an impossible edit: {problem}", **where.facts("requested_rewrite.target_new.str")

@@ -21,6 +21,9 @@ from rompatch.verify.templates import template_in
 
 KIND = "zsRE"
 
+Taught = Literal["answer", "alternative"]
+"""What an edit makes the model say: the first true answer (ROME's paper) or ``alt`` (MEND, EasyEdit)."""
+
 
 @dataclass(frozen=True)
 class ZsreRecord:
@@ -60,7 +63,7 @@ class ZsreRecord:
         """The unrelated question as the ROME paper's evaluation asks it: ``loc`` with a question mark."""
         return self.locality_question.rstrip().removesuffix("?") + "?"
 
-    def request(self, teach: Literal["answer", "alternative"] = "answer") -> EditRequest:
+    def request(self, teach: Taught = "answer") -> EditRequest:
         """The edit that makes the model give the first true answer (as the ROME paper does) or ``alt`` (as EasyEdit
         does). There is no true object to compare with: success is counted in exact tokens.
         """

@@ -5,10 +5,14 @@ import torch
 import toy
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
-from rompatch.errors import ComputeError
+from rompatch.errors import ComputeError, SuiteError
 from rompatch.tokens import encode_pair
 from rompatch.verify.argmax import ExactScores, exact_scores, token_accuracy
+from rompatch.verify.evaluation import PromptResult, evaluate
+from rompatch.verify.exact import exact_success
+from rompatch.verify.suite import Prompt, Suite
 
 pairs = st.lists(
     st.integers(1, 5).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 3), min_size=n, max_size=n)] * 2)),
@@ -59,3 +63,51 @@ def test_a_model_agrees_with_itself_and_with_what_it_would_write() -> None:
 def test_tokens_that_cannot_be_compared_are_refused(pair) -> None:
     with pytest.raises(ComputeError, match="cannot be compared"):
         exact_scores(rephrase=[pair])
+
+
+SUITE = Suite(
+    "toy",
+    "test",
+    (
+        Prompt("rewrite", "The Eiffel Tower is located in the city of", "Rome", "Paris"),
+        Prompt("paraphrase", "To see the Eiffel Tower, travel to", "Rome", "Paris"),
+        Prompt("neighbourhood", "Big Ben is in", "Rome", "London"),
+        Prompt("neighbourhood", "The Colosseum is in", "Rome", "the city of Rome"),
+    ),
+)
+
+
+def likeliest(model: PreTrainedModel, prompt: str, target: str) -> tuple[list[int], list[int]]:
+    """The oracle: one whole pass, greedy choice at each position of the object; and the object's tokens."""
+    pair = encode_pair(toy.tokenizer(), prompt, target, True)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*pair.prompt_ids, *pair.target_ids]])).logits[0]
+    return [logits[len(pair.prompt_ids) - 1 + i].argmax().item() for i in range(len(pair.target_ids))], pair.target_ids
+
+
+def share(left: list[int], right: list[int]) -> float:
+    return sum(a == b for a, b in zip(left, right, strict=True)) / len(right)
+
+
+def test_exact_success_of_two_evaluations_is_that_of_plain_passes() -> None:
+    model = toy.llama()
+    before = evaluate(model, toy.tokenizer(), SUITE, document_start=True)
+    kept = [likeliest(model, prompt.text, str(prompt.target_true))[0] for prompt in SUITE.prompts[2:]]
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.add_(0.05)
+    after = evaluate(model, toy.tokenizer(), SUITE, document_start=True)
+    found = exact_success(before.results, after.results)
+    new = [share(*likeliest(model, prompt.text, "Rome")) for prompt in SUITE.prompts[:2]]
+    now = [likeliest(model, prompt.text, str(prompt.target_true))[0] for prompt in SUITE.prompts[2:]]
+    assert (found.rewrite_accuracy, found.rephrase_accuracy) == tuple(new)
+    assert found.locality == pytest.approx(sum(map(share, now, kept)) / 2)
+    assert exact_success(before.results, before.results).locality == 1.0
+    assert (found.n_rewrite, found.n_rephrase, found.n_locality) == (1, 1, 2)
+
+
+def test_exact_success_needs_the_same_prompts_and_their_tokens() -> None:
+    results = evaluate(toy.llama(), toy.tokenizer(), SUITE, document_start=True).results
+    with pytest.raises(SuiteError, match="the same prompts"):
+        exact_success(results, results[:-1])
+    old = [PromptResult(one.prompt, -1.0, False, -2.0, False) for one in results]
+    assert exact_success(old, old) == ExactScores(), "stored without tokens: not measured"

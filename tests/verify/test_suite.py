@@ -10,10 +10,18 @@ import pytest
 from rompatch.edits import EditRequest, same_text
 from rompatch.errors import SuiteError
 from rompatch.verify.atlas import bare_subject, load_atlas
-from rompatch.verify.building import load_suite, relation_of, suite_for, suite_from_counterfact, true_object_of
+from rompatch.verify.building import (
+    load_suite,
+    relation_of,
+    suite_for,
+    suite_from_counterfact,
+    suite_from_zsre,
+    true_object_of,
+)
 from rompatch.verify.reading import load_counterfact
 from rompatch.verify.records import CounterfactRecord
 from rompatch.verify.suite import Suite
+from rompatch.verify.zsre import ZsreRecord
 
 TOWER = EditRequest("Eiffel Tower", "The {} is located in", "Rome", "Paris", "located in")
 
@@ -265,3 +273,23 @@ def test_unreadable_suite_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b'{"name": "\xe9"}')
     with pytest.raises(SuiteError, match="not JSON"):
         load_suite(tmp_path / "latin.json")
+
+
+def test_a_zsre_record_becomes_a_suite_for_either_object() -> None:
+    entry = {
+        "subject": "Mozart",
+        "src": "Where was Mozart born?",
+        "rephrase": "Mozart was born where?",
+        "pred": "Vienna",
+    }
+    entry |= {"alt": "Berlin", "answers": ["Salzburg"], "loc": "nq question: who wrote faust", "loc_ans": "Goethe"}
+    zsre = ZsreRecord.from_json({**entry, "cond": "Vienna >> Berlin || Where was Mozart born?"}, 5)
+    suite = suite_from_zsre(zsre)
+    assert suite.source == "zsRE record 5"
+    assert [(prompt.kind, prompt.text, prompt.target_new, prompt.target_true) for prompt in suite.prompts] == [
+        ("rewrite", "Where was Mozart born?", "Salzburg", None),
+        ("paraphrase", "Mozart was born where?", "Salzburg", None),
+        ("neighbourhood", "nq question: who wrote faust?", "Salzburg", "Goethe"),
+    ]
+    assert {prompt.target_new for prompt in suite_from_zsre(zsre, "alternative").prompts} == {"Berlin"}
+    assert "exact success" in suite.untested[0]
