@@ -4,17 +4,20 @@ import json
 import math
 from dataclasses import replace
 
+import naive
 import pytest
 import torch
 import toy
 
 from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, SuiteError
+from rompatch.models import wrap
 from rompatch.verify.building import suite_for
-from rompatch.verify.evaluation import Evaluation, compare, evaluate
+from rompatch.verify.evaluation import Evaluation, PromptResult, compare, evaluate, evaluate_batch
 from rompatch.verify.metrics import score_pairs
 from rompatch.verify.probabilities import score_prompts
 from rompatch.verify.suite import Prompt, Suite
+from rompatch.verify.updates import Edit, SiteTerm
 
 TOWER = suite_for(EditRequest("Eiffel Tower", "The {} is located in", "Rome", "Paris", "located in"))
 MADE_UP = Suite("made up", "test", (
@@ -56,6 +59,53 @@ def test_prompts_without_a_true_object_are_reported_but_not_scored() -> None:
 def test_evaluations_survive_their_json_form() -> None:
     result = evaluate(toy.gpt2(), toy.tokenizer(), MADE_UP, document_start=False)
     assert Evaluation.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False))) == result
+
+
+def test_evaluations_stored_before_tokens_were_kept_are_read() -> None:
+    result = evaluate(toy.gpt2(), toy.tokenizer(), MADE_UP, document_start=False).results[1]
+    data = {key: value for key, value in result.to_json().items() if not key.endswith(("_ids", "_argmax"))}
+    assert PromptResult.from_json(data) == replace(result, new_ids=(), new_argmax=(), true_ids=(), true_argmax=())
+
+
+def test_an_evaluation_tells_the_likeliest_tokens() -> None:
+    model = toy.gpt2()
+    for result in evaluate(model, toy.tokenizer(), MADE_UP, document_start=True).results:
+        new = naive.score(model, toy.tokenizer(), result.prompt.text, result.prompt.target_new, True)
+        assert (result.new_ids, result.new_argmax) == (new.token_ids, new.argmax_ids)
+        assert result.new_exact == (result.new_ids == result.new_argmax)
+        assert bool(result.true_ids) == (result.prompt.target_true is not None)
+
+
+@pytest.mark.parametrize("build", [toy.gpt2, toy.llama, toy.bloom])
+def test_a_batch_of_edits_scores_as_each_in_the_weights(build) -> None:
+    model, random = build(), torch.Generator().manual_seed(0)
+    site = wrap(model, toy.tokenizer()).site(1)
+    edits: list[Edit] = [
+        [SiteTerm.of(site, torch.randn(site.d_out, 1, generator=random), torch.randn(1, site.d_in, generator=random))]
+        for _ in range(2)
+    ]
+    suites = [TOWER, MADE_UP]
+    pairs = evaluate_batch(model, toy.tokenizer(), suites, edits, document_start=True)
+    for suite, edit, (before, after) in zip(suites, edits, pairs, strict=True):
+        assert_close(before, evaluate(model, toy.tokenizer(), suite, document_start=True))
+        with naive.in_the_weights(edit):
+            assert_close(after, evaluate(model, toy.tokenizer(), suite, document_start=True))
+        assert before.results != after.results
+
+
+def assert_close(found: Evaluation, expected: Evaluation) -> None:
+    def tokens(evaluation: Evaluation) -> list[tuple[object, ...]]:
+        return [(r.prompt, r.new_ids, r.new_argmax, r.true_ids, r.true_argmax) for r in evaluation.results]
+
+    assert (found.name, found.source, tokens(found)) == (expected.name, expected.source, tokens(expected))
+    for one, other in zip(found.results, expected.results, strict=True):
+        assert one.new_logprob == pytest.approx(other.new_logprob, abs=1e-4)
+        assert one.true_logprob == pytest.approx(other.true_logprob, abs=1e-4)
+
+
+def test_a_batch_needs_an_edit_for_each_suite() -> None:
+    with pytest.raises(ValueError, match="2 suites and 0 edits"):
+        evaluate_batch(toy.gpt2(), toy.tokenizer(), [TOWER, MADE_UP], [], document_start=True)
 
 
 def test_a_stored_evaluation_of_another_shape_is_refused() -> None:

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
+import naive
 import pytest
 import torch
 import toy
-from transformers import PreTrainedModel
 
 from rompatch.errors import SuiteError, TargetError
 from rompatch.tokens import encode_pair
-from rompatch.verify import probabilities
-from rompatch.verify.probabilities import TargetScore, score_prompts
+from rompatch.verify import engine
+from rompatch.verify.probabilities import score_prompts
 
 PAIRS = [
     ("The Eiffel Tower is located in the city of", "Rome"),
@@ -21,19 +21,6 @@ PAIRS = [
 ]
 
 
-def one_by_one(model: PreTrainedModel, prompt: str, target: str, document_start: bool) -> TargetScore:
-    """The oracle: a whole forward pass for each pair, no padding, float64 softmax, token by token."""
-    pair = encode_pair(toy.tokenizer(), prompt, target, document_start)
-    with torch.no_grad():
-        logits = model(torch.tensor([[*pair.prompt_ids, *pair.target_ids]])).logits[0].double()
-    total, exact = 0.0, True
-    for i, token in enumerate(pair.target_ids):
-        row = logits[len(pair.prompt_ids) + i - 1]
-        total += (row[token] - row.logsumexp(0)).item()
-        exact &= row.argmax().item() == token
-    return TargetScore(total / len(pair.target_ids), exact, len(pair.target_ids))
-
-
 @pytest.mark.parametrize("document_start", [True, False])
 @pytest.mark.parametrize("budget", [1, 40, 4096])
 @pytest.mark.parametrize("build", [toy.gpt2, toy.llama, toy.opt, toy.bloom])
@@ -41,9 +28,10 @@ def test_batches_score_like_one_by_one(build, budget: int, document_start: bool)
     model = build()
     scores = score_prompts(model, toy.tokenizer(), PAIRS, document_start=document_start, max_tokens_per_batch=budget)
     for (prompt, target), score in zip(PAIRS, scores, strict=True):
-        expected = one_by_one(model, prompt, target, document_start)
+        expected = naive.score(model, toy.tokenizer(), prompt, target, document_start)
         assert score.mean_logprob == pytest.approx(expected.mean_logprob, abs=1e-4)
         assert (score.exact, score.n_tokens) == (expected.exact, expected.n_tokens)
+        assert (score.token_ids, score.argmax_ids) == (expected.token_ids, expected.argmax_ids)
 
 
 def test_models_that_cannot_restrict_their_logits_score_the_same() -> None:
@@ -62,12 +50,13 @@ def test_models_that_cannot_restrict_their_logits_score_the_same() -> None:
 def test_small_logit_budget_only_changes_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, steps = toy.llama(), []
     expected = score_prompts(model, toy.tokenizer(), PAIRS, document_start=True)
-    monkeypatch.setattr(probabilities, "MAX_LOGITS", 1)
+    monkeypatch.setattr(engine, "MAX_LOGITS", 1)
     scores = score_prompts(
         model, toy.tokenizer(), PAIRS, document_start=True, on_progress=lambda done, of: steps.append((done, of))
     )
     assert [s.mean_logprob for s in scores] == pytest.approx([s.mean_logprob for s in expected], abs=1e-4)
-    assert steps == [(i, 6) for i in range(1, 7)]  # six different pairs, one a batch
+    assert len(steps) > 1
+    assert steps[-1][0] == steps[-1][1]
 
 
 def test_the_greedy_continuation_is_exact() -> None:
