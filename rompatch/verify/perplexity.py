@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import ComputeError, RequestError, SuiteError
+from rompatch.offload import input_device
 from rompatch.tokens import context_length, document_start_ids
 from rompatch.verify.probabilities import evaluation_mode
 
@@ -146,7 +147,7 @@ def cut(
 
 def next_token_logits(model: PreTrainedModel, window: Window) -> torch.Tensor:
     """(n_scored, vocab): the logits that predict the window's scored tokens, in the model's dtype."""
-    ids = torch.tensor([window.ids], device=model.device)
+    ids = torch.tensor([window.ids], device=input_device(model))
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits[window.first - 1 : -1]
 

@@ -273,6 +273,23 @@ def test_a_place_that_cannot_be_written_to_is_named(site: Site, tmp_path: Path) 
     assert "ROMPATCH_CACHE" in str(caught.value)
 
 
+def test_a_disk_that_fills_up_in_the_middle_is_named_and_the_rest_fetched_later(site: Site) -> None:
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))\n"
+        "from rompatch.errors import DownloadError\n"
+        "from rompatch.verify.dataset import open_dataset\n"
+        "try: open_dataset(sys.argv[1])\n"
+        "except DownloadError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, site.url], capture_output=True, text=True, check=False)
+    assert "could not be stored" in done.stdout
+    assert "enough space" in done.stdout
+    assert "ROMPATCH_CACHE" in done.stdout
+    assert not cached_path(site.url).exists()
+    assert open_dataset(site.url).path.read_bytes() == CONTENT
+    assert site.asked == [None, "bytes=16384-"]
+
+
 @pytest.mark.parametrize("url", ["ftp://host/counterfact.json", "file:///etc/passwd"])
 def test_other_protocols_are_refused(url: str) -> None:
     with pytest.raises(DownloadError, match="https://"):

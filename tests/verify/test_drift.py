@@ -6,15 +6,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from offloading import OFFLOADS, offloaded_base
 from pico import CONTEXT, SENTENCES, VOCAB, pico_base, pico_model, toy_tokenizer
 from random_patches import random_patch
 from transformers import PreTrainedModel
 
 from rompatch.apply.session import PatchedModel
 from rompatch.errors import ComputeError, RequestError, SuiteError
+from rompatch.models import Base
+from rompatch.patch import Patch
 from rompatch.tokens import document_start_ids
 from rompatch.verify import perplexity as perplexity_module
 from rompatch.verify.drift import Drift, measure_drift
@@ -198,6 +202,23 @@ def test_drift_of_real_patches_leaves_the_base_bit_equal() -> None:
     assert drift.mean_kl > 0
     assert drift.perplexity_after != drift.perplexity_before
     assert all(torch.equal(weight, saved[name]) for name, weight in base.model.state_dict().items())
+
+
+@pytest.mark.parametrize("how", OFFLOADS)
+def test_offloaded_models_drift_like_those_in_memory(how: str, tmp_path: Path) -> None:
+    whole, spread = pico_base("llama"), offloaded_base("llama", how, tmp_path)
+    drifts = []
+    for base in (whole, spread):
+        patch = random_patch(whole, 0)
+
+        @contextmanager
+        def edited(base: Base = base, patch: Patch = patch) -> Iterator[None]:
+            with PatchedModel(base) as patched:
+                patched.activate([patch])
+                yield
+
+        drifts.append(measure_drift(base.model, base.tokenizer, TEXTS, edited, document_start=True, window=32))
+    assert drifts[0] == drifts[1]
 
 
 def test_drift_has_a_json_form() -> None:
