@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from rompatch.compute.second_moment import SecondMoment
 from rompatch.compute.statistics import Statistics, StatisticsKey, cholesky_factor
+from rompatch.compute.tensor_files import write_tensors
 from rompatch.errors import AmbiguousIdError, OutputError, StatisticsError
 from rompatch.patch import SHORT_ID, canonical_json
-from rompatch.patchfile import atomic_write
 
 _METADATA = "statistics"
 _SHIPPED = Path(__file__).parent / "data"
@@ -129,7 +128,7 @@ class StatisticsCache:
     def save(self, statistics: Statistics, provenance: dict[str, Any] | None = None) -> StatisticsFile:
         """Write *statistics* (atomically) and forget the interrupted pass that led to them."""
         path = self.folder / f"{statistics.key.id}.safetensors"
-        _write(path, {"second_moment": statistics.second_moment}, _metadata(statistics, provenance or {}))
+        write_tensors(path, {"second_moment": statistics.second_moment}, _metadata(statistics, provenance or {}))
         self.remove_partial(statistics.key)
         return _describe(path, shipped=False)
 
@@ -163,7 +162,7 @@ class StatisticsCache:
 
     def save_factor(self, key: StatisticsKey, ridge: float, factor: Tensor) -> None:
         """Keep chol(C + ridge ...), (d_in, d_in) float64, beside the statistics."""
-        _write(self._factor_path(key, ridge), {"factor": factor.contiguous()}, {})
+        write_tensors(self._factor_path(key, ridge), {"factor": factor.contiguous()}, {})
 
     def _factor_path(self, key: StatisticsKey, ridge: float) -> Path:
         return self.folder / f"{key.id}.ridge-{ridge:g}.factor"
@@ -177,7 +176,7 @@ class StatisticsCache:
         """
         state = {"id": key.id, "done": done, "count": moment.count}
         tensors = {"total": moment.total, "pending": moment.pending}
-        _write(self._partial_path(key), tensors, {_METADATA: canonical_json(state)})
+        write_tensors(self._partial_path(key), tensors, {_METADATA: canonical_json(state)})
 
     def load_partial(self, key: StatisticsKey, d_in: int) -> tuple[SecondMoment, int] | None:
         """The interrupted pass with this key, as :meth:`save_partial` took it; None where there is none.
@@ -233,24 +232,12 @@ def unpack_factor(triangle: Tensor, scale: Tensor) -> Tensor:
 def write_packed(statistics: Statistics, path: Path, provenance: dict[str, Any]) -> None:
     """Write *statistics* in the shipped form."""
     triangle, scale = pack_factor(statistics.second_moment)
-    _write(path, {"scale": scale, "triangle": triangle}, _metadata(statistics, provenance))
+    write_tensors(path, {"scale": scale, "triangle": triangle}, _metadata(statistics, provenance))
 
 
 def _metadata(statistics: Statistics, provenance: dict[str, Any]) -> dict[str, str]:
     content = {"key": asdict(statistics.key), "tokens": statistics.tokens, "provenance": provenance}
     return {_METADATA: canonical_json(content)}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, save(tensors, metadata))
-    except (OSError, OutputError) as problem:
-        raise OutputError(
-            f"The key statistics cannot be written to {path}.",
-            found=str(problem.__cause__ or problem),
-            next_step="Free some space, or set ROMPATCH_CACHE to another folder.",
-        ) from problem
 
 
 def _opened(path: Path) -> Any:
