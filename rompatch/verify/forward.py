@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rompatch.offload import input_device
 from rompatch.recording import capture_outputs, handing_back, hidden_states, with_hidden_states
 from rompatch.verify.layout import Batch
 from rompatch.verify.prefix_tree import PrefixForest
@@ -80,7 +81,7 @@ class Pass:
 
         Tokens whose node has the edit number r run under ``edits[r]``.
         """
-        device = self.model.device
+        device = input_device(self.model)
         inputs = {name: value.to(device) for name, value in batch.inputs(forest, self.pad_id, self.model.dtype).items()}
         where = cells.to(device)
         with ExitStack() as stack:
@@ -92,7 +93,7 @@ class Pass:
             logits: Tensor = self.model(**inputs, use_cache=False).logits
         if logits.shape[:2] == (1, len(where)) and self.gathers:
             return logits[0]
-        return logits.reshape(batch.n_tokens, -1)[where]
+        return logits.reshape(batch.n_tokens, -1)[where.to(logits.device)]
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def _gathered(head: nn.Module | None, cells: Tensor, n_tokens: int) -> Iterator[
 
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         flat = args[0].reshape(-1, args[0].shape[-1])
-        return (flat[cells][None], *args[1:]) if len(flat) == n_tokens else None
+        return (flat[cells.to(flat.device)][None], *args[1:]) if len(flat) == n_tokens else None
 
     handle = None if head is None else head.register_forward_pre_hook(hook)
     try:
