@@ -16,6 +16,7 @@ from types import TracebackType
 from sqlalchemy import inspect
 
 from rompatch.errors import ConflictError, StoreError
+from rompatch.store.bench import BenchVerbs
 from rompatch.store.engine import Session, ledger_url, make_engine, translated
 from rompatch.store.history import HistoryVerbs
 from rompatch.store.lookup import ambiguous, matches, not_found
@@ -27,7 +28,7 @@ from rompatch.store.stacks import StackVerbs
 __all__ = ["Ledger"]
 
 
-class Ledger(StackVerbs, VerificationVerbs, HistoryVerbs):
+class Ledger(StackVerbs, VerificationVerbs, BenchVerbs, HistoryVerbs):
     """One open ledger, for one thread at a time; other processes may use the same file meanwhile.
 
     A verb that writes is atomic. Several become atomic together inside :meth:`transaction`.

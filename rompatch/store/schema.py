@@ -6,10 +6,22 @@ canonical spelling, times as UTC ISO 8601 with microseconds (one width, so that 
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy import UniqueConstraint as Unique
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in ``migrations/versions``. Comparing it needs no Alembic, so opening a store stays quick."""
 
 metadata = MetaData(
@@ -141,6 +153,45 @@ scores = Table(
     CheckConstraint("phase IN ('pre', 'post')", name="phase"),
     CheckConstraint("n >= 0", name="n"),
 )
+
+bench_runs = Table(
+    "bench_runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text),
+    Column("base_id", String(64), ForeignKey("bases.id"), nullable=False),
+    Column("benchmark", String(32), nullable=False),
+    Column("method", Text, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Unique("name"),
+    CheckConstraint("length(id) = 64", name="id"),
+    CheckConstraint("length(name) > 0", name="name"),
+    Index(None, "created_at"),
+)
+"""``settings`` is all that the numbers depend on: the id is the hash of it and of the name."""
+
+bench_results = Table(
+    "bench_results",
+    metadata,
+    Column("run_id", String(64), ForeignKey("bench_runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("case_id", BigInteger),
+    Column("created_at", String(32), nullable=False),
+    Column("status", String(8), nullable=False),
+    Column("error_kind", String(64)),
+    Column("error", Text),
+    Column("request", Text, nullable=False),
+    Column("measures", Text, nullable=False),
+    Column("measurements", Text, nullable=False),
+    Column("prompts", Text, nullable=False),
+    CheckConstraint("position >= 0", name="position"),
+    CheckConstraint(
+        "(status = 'scored' AND error IS NULL) OR (status = 'failed' AND error IS NOT NULL)", name="status"
+    ),
+)
+"""One row for each record of a run's data set, by its place in the file: damaged records may have no id."""
 
 settings = Table(
     "settings",

@@ -22,6 +22,7 @@ from rompatch.store import migrate, schema
 from rompatch.store.engine import Session, ledger_url, make_engine
 from rompatch.store.ledger import Ledger
 from rompatch.store.location import ledger_path
+from rompatch.store.records import ScoreRecord
 
 
 def script_directory() -> ScriptDirectory:
@@ -104,7 +105,7 @@ def test_a_ledger_of_a_newer_rompatch_says_upgrade_and_is_left_alone(store: Path
 
 @pytest.mark.parametrize(
     "statement",
-    ["DELETE FROM alembic_version", "INSERT INTO alembic_version VALUES ('0002')", "DROP TABLE alembic_version"],
+    ["DELETE FROM alembic_version", "INSERT INTO alembic_version VALUES ('9999')", "DROP TABLE alembic_version"],
 )
 def test_a_database_that_is_no_ledger_is_left_alone(store: Path, statement: str) -> None:
     run(ledger_path(store), statement)
@@ -137,8 +138,32 @@ def test_the_schema_goes_down_and_up_again(store: Path) -> None:
     assert [line for line in dump(ledger_path(store)) if line.startswith("CREATE")] == before
 
 
-# --- upgrades. The previous schema is the present one and the next migration an invented one; when 0002 comes, this
-# becomes a test from 0001 with rows in it (STYLE: a change of schema, its migration and that test arrive together).
+# --- upgrades: from every earlier schema with rows in it (a change of schema, its migration and that test arrive
+# together), and from the present one by an invented migration, to see what failing ones do.
+
+
+def test_the_upgrade_from_0001_keeps_every_row_and_adds_the_benchmarks(store: Path) -> None:
+    path = ledger_path(store)
+    path.unlink()
+    old = session(path)
+    assert migrate.ensure_current(old, head="0001")
+    ledger = Ledger(old)  # as a rompatch of that time would have filled it
+    ledger.create_stack("main", record(ledger, tiny_patch()).base_id)
+    ledger.push("main", [tiny_patch().id])
+    ledger.record_verification("s", source="file", scores=[ScoreRecord("post", "es", 1.0, 2)], patch_id=tiny_patch().id)
+    ledger.set_setting("base", {"model": "x"})
+    ledger.close()
+    before = dump(path)
+    assert not any("bench" in line for line in before)
+    with Ledger.open(path) as upgraded:
+        assert upgraded.bench_runs() == ()
+        assert len(upgraded.members("main")) == 1
+        assert upgraded.verifications()[0].scores == (ScoreRecord("post", "es", 1.0, 2),)
+        run = upgraded.begin_bench_run({}, name=None, base_id=upgraded.bases()[0].id, benchmark="zsre", method="rome")
+        assert upgraded.bench_runs() == (run,)
+    kept = {line for line in before if line.startswith("INSERT") and "alembic_version" not in line}
+    assert kept <= set(dump(path))
+
 
 NEXT = """
 import sqlalchemy as sa
