@@ -1,4 +1,4 @@
-"""Keep transformers' and accelerate's progress bars and advice off the terminal while rompatch loads a model and says so itself."""
+"""Keep progress bars and advice of transformers and accelerate off the terminal while rompatch loads a model."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ class PatchedModel:
     """Patches in a transformers model: activate a stack, change it, take it back.
 
     The base's tensors are kept, never written to: an edited weight is a new tensor in the parameter's place, and
-    restoring puts the base's own tensor back, bit for bit. Where accelerate offloads the weight, the edited tensor takes
-    its place in memory; what is offloaded stays as it is. Use it as a context manager, or call :meth:`restore`.
+    restoring puts the base's own tensor back, bit for bit. Where accelerate offloads the weight, the edited tensor
+    takes its place in memory; what is offloaded stays as it is. Use it as a context manager, or call :meth:`restore`.
 
         with PatchedModel(rompatch.wrap(model, tokenizer)) as patched:
             patched.activate([patch])
