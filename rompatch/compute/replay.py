@@ -4,45 +4,50 @@ An edit touches one position of one layer, so most of a forward pass is the same
 
 1. layers below the site never change: their output is recorded once and handed back;
 2. positions before the subject's last token never change: their keys and values are recorded once. Rows are aligned
-   at their ends, so all contexts share one tail (subject's last token to the end) and a step runs over the tail only;
-3. logits are needed where a target token is predicted, at the row's last positions;
+   at their ends, so all contexts of all requests share one tail (subject's last token to the end) and a step runs over
+   the tail only;
+3. logits are needed where a target token is predicted, and nowhere else;
 4. the essence prompt is read at the subject's last token, so it ends there.
 
 The model's own forward runs every time, with its own masks, positions and caches; below the site the layers'
 ``forward`` is replaced by the recording while a step lasts. There is no per-architecture code. :class:`FullForward`
 is the plain loop (whole sequences, no recording): the oracle, and the fallback where a replay disagrees with it.
+
+Both take ``products``, a context in which the model's products run in another precision
+(:mod:`rompatch.compute.precision`).
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers import DynamicCache, PreTrainedModel
 
-from rompatch.hooks import contiguous_input, edit_output
+from rompatch.compute.rows import RowBatch
+from rompatch.hooks import capture_inputs, edit_output, until_stopped
+from rompatch.offload import input_device
 from rompatch.sites import Site
 from rompatch.tokens import Batch, pad
 
-
-@dataclass(frozen=True)
-class EditedRow:
-    """One sequence: its ids and the index of the token at which delta is added to the site's output."""
-
-    ids: list[int]
-    edit_index: int
+Products = Callable[[], AbstractContextManager[None]]
 
 
 class Replayer(Protocol):
-    """Anything that maps delta (d_out,) to the logits at each row's last positions, (n_rows, n_logits, vocab)."""
+    """Anything that maps one delta a request, (n_requests, d_out), to the logits that are read, (n_read, vocab)."""
 
     def logits(self, delta: Tensor) -> Tensor:
         """Differentiable in *delta*."""
+        ...
+
+    def narrow(self, kept: Sequence[int]) -> Replayer:
+        """A replayer of the requests *kept* alone."""
         ...
 
 
@@ -50,19 +55,28 @@ class FullForward:
     """The plain loop: every layer, every position of every row, all logits, at every step."""
 
     def __init__(
-        self, model: PreTrainedModel, site: Site, rows: Sequence[EditedRow], *, n_logits: int, pad_id: int
+        self, model: PreTrainedModel, site: Site, batch: RowBatch, *, pad_id: int, products: Products = nullcontext
     ) -> None:
-        self._model, self._site, self._n_logits = model, site, n_logits
-        self._batch = pad([row.ids for row in rows], pad_id, side="left", device=model.device)
-        width = self._batch.input_ids.shape[1]
-        self._positions = [width - len(row.ids) + row.edit_index for row in rows]
+        self._model, self._site, self._batch = model, site, batch
+        self._pad_id, self._products = pad_id, products
+        self._tokens = pad([row.ids for row in batch.rows], pad_id, side="left", device=input_device(model))
+        width = self._tokens.input_ids.shape[1]
+        self._edit = batch.edit_positions(width)
+        self._reads = batch.read_positions(width)
 
     def logits(self, delta: Tensor) -> Tensor:
         """See :class:`Replayer`."""
-        with edit_output(self._site.module, add_at(delta, self._positions, self._batch.input_ids.shape)):
-            output = self._model(**_inputs(self._model, self._batch), use_cache=False)
-        logits: Tensor = output.logits[:, -self._n_logits :]
+        rows = delta[self._batch.row_request]
+        with self._products(), edit_output(self._site.module, add_at(rows, self._edit)):
+            output = self._model(**_inputs(self._model, self._tokens), use_cache=False)
+        logits: Tensor = output.logits.reshape(-1, output.logits.shape[-1])[self._reads]
         return logits.float()
+
+    def narrow(self, kept: Sequence[int]) -> FullForward:
+        """See :class:`Replayer`."""
+        return FullForward(
+            self._model, self._site, self._batch.narrow(kept), pad_id=self._pad_id, products=self._products
+        )
 
 
 class Replay:
@@ -73,54 +87,79 @@ class Replay:
         model: PreTrainedModel,
         layers: nn.ModuleList,
         site: Site,
-        rows: Sequence[EditedRow],
+        batch: RowBatch,
         *,
-        n_logits: int,
         pad_id: int,
+        products: Products = nullcontext,
     ) -> None:
-        self._model, self._layers, self._site, self._n_logits = model, layers, site, n_logits
-        batch = pad([row.ids for row in rows], pad_id, side="left", device=model.device)
-        width = batch.input_ids.shape[1]
-        tail = max(n_logits, *(len(row.ids) - row.edit_index for row in rows))
-        self._tail_shape = (len(rows), tail)
-        self._positions = [tail - len(row.ids) + row.edit_index for row in rows]
-        self._below: list[Any] = []
+        self._model, self._layers, self._site, self._products = model, layers, site, products
+        self._batch = batch
+        self._tail = max(request.tail for request in batch.requests)
+        tokens = pad([row.ids for row in batch.rows], pad_id, side="left", device=input_device(model))
+        n_prefix = tokens.input_ids.shape[1] - self._tail
         with torch.no_grad():
-            cache = self._record_prefix(batch, width - tail)
-            self._kwargs = _inputs(model, batch, start=width - tail)
-            self._cache = cache
-            self._record_below()
+            self._cache = self._record_prefix(tokens, n_prefix)
+            self._kwargs = _inputs(model, tokens, start=n_prefix)
+            self._below = self._record_below()
+        self._index()
 
     def logits(self, delta: Tensor) -> Tensor:
         """See :class:`Replayer`."""
-        with self._replaying(), edit_output(self._site.module, add_at(delta, self._positions, self._tail_shape)):
+        rows = delta[self._batch.row_request]
+        with self._replaying(), self._products(), edit_output(self._site.module, add_at(rows, self._edit)):
             return self._forward().float()
+
+    def narrow(self, kept: Sequence[int]) -> Replay:
+        """See :class:`Replayer`. Selects from the recordings; nothing is run.
+
+        Raises:
+            TypeError: a recording has no row axis, so it cannot be divided.
+        """
+        wanted = torch.isin(self._batch.row_request, torch.tensor(kept)).nonzero()[:, 0]
+        part = object.__new__(Replay)
+        part._model, part._layers, part._site, part._tail = self._model, self._layers, self._site, self._tail
+        part._products = self._products
+        part._batch = self._batch.narrow(kept)
+        part._cache = None if self._cache is None else self._cache.select(wanted)
+        select = _row_selector(len(self._batch.row_request), wanted)
+        part._kwargs = tree_map_only(Tensor, select, self._kwargs)
+        part._below = tree_map_only(Tensor, select, self._below)
+        part._index()
+        return part
+
+    def _index(self) -> None:
+        self._edit = self._batch.edit_positions(self._tail)
+        self._reads = self._batch.read_positions(self._tail)
 
     def _forward(self) -> Tensor:
         cached = {"use_cache": False} if self._cache is None else {"use_cache": True, "past_key_values": self._cache}
-        with contiguous_input(self._model.get_output_embeddings()):
-            output = self._model(**self._kwargs, **cached, logits_to_keep=self._n_logits)
-        logits: Tensor = output.logits[:, -self._n_logits :]
+        with selected_input(self._model.get_output_embeddings(), self._reads):
+            output = self._model(**self._kwargs, **cached)
+        logits: Tensor = output.logits[0]
         return logits
 
-    def _record_prefix(self, batch: Batch, n_prefix: int) -> FrozenCache | None:
+    def _record_prefix(self, tokens: Batch, n_prefix: int) -> FrozenCache | None:
         if n_prefix == 0:
             return None
         cache = FrozenCache(config=self._model.config)
-        kwargs = _inputs(self._model, batch, stop=n_prefix)
-        self._model(**kwargs, use_cache=True, past_key_values=cache, logits_to_keep=1)
-        cache.freeze(padding=batch.attention_mask[:, :n_prefix] == 0)
+        kwargs = _inputs(self._model, tokens, stop=n_prefix)
+        with self._products(), capture_inputs(self._model.get_output_embeddings(), stop=True), until_stopped():
+            self._model(**kwargs, use_cache=True, past_key_values=cache)
+        cache.freeze(padding=tokens.attention_mask[:, :n_prefix] == 0)
         return cache
 
-    def _record_below(self) -> None:
-        """One step that keeps what each layer below the site's returns."""
+    def _record_below(self) -> list[Any]:
+        """What each layer below the site's returns, from a pass over the tail that stops above them."""
         recorded: list[Any] = []
+        cached = {"use_cache": False} if self._cache is None else {"use_cache": True, "past_key_values": self._cache}
         with ExitStack() as stack:
             for layer in self._layers[: self._site.layer]:
                 handle = layer.register_forward_hook(lambda _module, _args, output: recorded.append(output))
                 stack.callback(handle.remove)
-            self._forward()
-        self._below = recorded
+            stack.enter_context(capture_inputs(self._site.module, stop=True))
+            stack.enter_context(until_stopped())
+            self._model(**self._kwargs, **cached)
+        return recorded
 
     @contextmanager
     def _replaying(self) -> Iterator[None]:
@@ -149,9 +188,18 @@ class FrozenCache(DynamicCache):
         that saw nothing may have left NaN there, and 0 * NaN is NaN."""
         for layer in self.layers:
             keys, values = _states(layer)
-            hidden = padding[:, None, -keys.shape[-2] :, None]
+            hidden = padding[:, None, -keys.shape[-2] :, None].to(keys.device)
             layer.keys, layer.values = keys.masked_fill(hidden, 0.0), values.masked_fill(hidden, 0.0)  # type: ignore[union-attr]
         self._frozen = True
+
+    def select(self, rows: Tensor) -> FrozenCache:
+        """A frozen cache of *rows* alone."""
+        part = copy.copy(self)
+        part.layers = [copy.copy(layer) for layer in self.layers]
+        for layer in part.layers:
+            keys, values = _states(layer)
+            layer.keys, layer.values = keys[rows.to(keys.device)], values[rows.to(values.device)]  # type: ignore[union-attr]
+        return part
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -176,19 +224,43 @@ def _states(layer: object) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
-def add_at(delta: Tensor, positions: Sequence[int], shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """An output edit: adds *delta* (d_out,) at ``positions[i]`` of row i, for outputs (n_rows, n_tokens, d_out) or the
-    same flattened over rows."""
-    n_rows, n_tokens = shape
+def add_at(rows: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+    """An output edit: adds ``rows[i]`` of (n, d_out) at ``positions[i]`` of the output's tokens, all rows of them laid
+    one after the other: (n_rows, n_tokens, d_out), or the same flattened."""
 
     def edit(output: Tensor) -> Tensor:
-        flat_index = torch.arange(n_rows, device=output.device) * n_tokens + torch.tensor(
-            positions, device=output.device
-        )
-        rows = delta.to(output).expand(n_rows, -1)
-        return output.reshape(n_rows * n_tokens, -1).index_add(0, flat_index, rows).reshape(output.shape)
+        flat = output.reshape(-1, output.shape[-1])
+        return flat.index_add(0, positions.to(flat.device), rows.to(flat)).reshape(output.shape)
 
     return edit
+
+
+@contextmanager
+def selected_input(module: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Hand *module* the tokens at *positions* of its input alone, (1, n, d), in one piece of memory: the input's rows
+    count as laid one after the other. A slice of hidden states would be multiplied row by row, reading the whole
+    weight each time."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states = args[0]
+        return (states.reshape(-1, states.shape[-1])[positions.to(states.device)][None], *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _row_selector(n_rows: int, wanted: Tensor) -> Callable[[Tensor], Tensor]:
+    def select(tensor: Tensor) -> Tensor:
+        if tensor.dim() and tensor.shape[0] == n_rows:
+            return tensor[wanted.to(tensor.device)]
+        if tensor.dim() and tensor.shape[0] == 1:
+            return tensor
+        raise TypeError(f"a recording of shape {tuple(tensor.shape)} for {n_rows} rows")
+
+    return select
 
 
 def _returning(value: Any) -> Callable[..., Any]:

@@ -40,25 +40,28 @@ def update_vector(residual: Tensor, key: Tensor, row: Tensor) -> Tensor:
     return vector
 
 
-def target_loss(log_probs: Tensor, target_ids: Tensor) -> Tensor:
-    """-log P[o* | p, site output := z] (eq. 8, first term): mean over the target's tokens and the prefixes.
-    (n_prefixes, n_target, vocab), (n_target,) -> scalar"""
-    return -log_probs.gather(2, target_ids.expand(len(log_probs), -1)[..., None]).mean()
+def target_losses(log_probs: Tensor, request: Tensor) -> Tensor:
+    """-log P[o* | p, site output := z] (eq. 8, first term), one loss a request: mean over the target's tokens and the
+    prefixes, whose log-probabilities stand one after the other; *request* says whose each is.
+    (n_reads,), (n_reads,) -> (n_requests,)"""
+    counts = request.bincount()
+    return -torch.zeros(len(counts), dtype=log_probs.dtype).index_add(0, request, log_probs) / counts
 
 
 def essence_loss(log_probs: Tensor, base_log_probs: Tensor) -> Tensor:
     """KL(P_z[x | "s is a"] || P[x | "s is a"]) (eq. 8, second term): the subject stays what it is.
-    (vocab,), (vocab,) -> scalar"""
-    return (log_probs.exp() * (log_probs - base_log_probs)).sum()
+    (..., vocab), (..., vocab) -> (...)"""
+    return (log_probs.exp() * (log_probs - base_log_probs)).sum(dim=-1)
 
 
 def weight_decay_penalty(delta: Tensor, output_norm: Tensor) -> Tensor:
-    """||delta|| / ||W k||^2, the authors' weight decay before its factor. (d_out,), scalar -> scalar"""
-    penalty: Tensor = delta.norm() / output_norm**2
+    """||delta|| / ||W k||^2, the authors' weight decay before its factor. (..., d_out), (...) -> (...)"""
+    penalty: Tensor = delta.norm(dim=-1) / output_norm**2
     return penalty
 
 
 def project_to_ball(delta: Tensor, radius: Tensor) -> Tensor:
-    """delta, scaled back to ||delta|| = radius where it is longer. (d_out,), scalar -> (d_out,)"""
-    norm = delta.norm()
-    return delta * (radius / norm) if norm > radius else delta
+    """delta, scaled back to ||delta|| = radius where it is longer. (..., d_out), (...) -> (..., d_out)"""
+    norm = delta.norm(dim=-1)
+    scale = torch.where(norm > radius, radius / norm, torch.ones_like(norm))
+    return delta * scale[..., None]

@@ -1,6 +1,8 @@
 """v*: the site's output at the subject's last token that makes the model say o* (eq. 8).
 
-Adam on ``delta = v* - W k`` from zero. Differences from the authors' code, none of which changes the numbers:
+Adam on ``delta = v* - W k`` from zero, for many requests at once: each has its own delta, its own losses and its own
+end, and the others never change them but for the rounding of larger products. Differences from the authors' code,
+none of which changes the numbers:
 
 1. Only what delta can change is run (:mod:`rompatch.compute.replay`).
 2. Rows are padded on the left, so that all prompts end together.
@@ -9,37 +11,37 @@ Adam on ``delta = v* - W k`` from zero. Differences from the authors' code, none
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from rompatch.compute import rome
-from rompatch.compute.gather import ESSENCE_TEMPLATE, contextual_prompts
-from rompatch.compute.replay import EditedRow, Replayer
-from rompatch.edits import EditRequest, fill
-from rompatch.errors import ComputeError, TargetError
-from rompatch.tokens import encode_pair, encode_subject
+from rompatch.compute.optimisers import LBFGS, Adam, Optimiser
+from rompatch.compute.replay import Replayer
+from rompatch.compute.rows import RowBatch
+from rompatch.errors import ComputeError
 
-
-@dataclass(frozen=True)
-class ValueRows:
-    """What the optimisation runs: target rows, the essence row last, and the target's ids (n_target,)."""
-
-    rows: tuple[EditedRow, ...]
-    target_ids: Tensor
-
-    @property
-    def n_logits(self) -> int:
-        """Logits read at the end of each row: one per target token."""
-        return len(self.target_ids)
+OPTIMISERS = ("adam", "lbfgs")
+_FIRST_STEP = 0.75
+"""The longest first step of L-BFGS, in norms of the site's output."""
+_NARROW_AT = 0.8
+"""A batch is cut to what is left of it when this share of it is left: cutting copies the recordings."""
 
 
 @dataclass(frozen=True)
 class ValueHparams:
-    """Knobs of the optimisation, by the names of the authors' configuration."""
+    """Knobs of the optimisation, by the names of the authors' configuration where they have one.
+
+    Args:
+        lr: step size of Adam.
+        steps: evaluations of the objective at most.
+        optimiser: "adam" (the authors') or "lbfgs", which needs fewer steps.
+        early_stop_loss: stop below this total loss, in nats.
+        target_loss: stop below this mean loss of the target's tokens, in nats; 0 never does.
+    """
 
     lr: float = 0.5
     steps: int = 20
@@ -47,6 +49,8 @@ class ValueHparams:
     clamp_norm_factor: float = 4.0
     kl_factor: float = 0.0625
     early_stop_loss: float = 0.05
+    optimiser: str = "adam"
+    target_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,90 +71,131 @@ class OptimisedValue:
     losses: tuple[StepLoss, ...]
 
 
-def value_rows(
-    tokenizer: PreTrainedTokenizerBase, request: EditRequest, contexts: Sequence[str], document_start: bool
-) -> ValueRows:
-    """The rows of eq. 8: every context with prompt and target (its last token is only predicted), and "{s} is a".
+@dataclass(frozen=True)
+class Losses:
+    """The objective and its parts, one entry a request: (n_requests,) each, in nats."""
 
-    Raises:
-        SubjectError, TargetError: subject or target have no token of their own.
-    """
-    rows = []
-    target_ids: list[int] = []
-    for text, start in contextual_prompts(request, contexts):
-        pair = encode_pair(tokenizer, text, request.target_new, document_start)
-        subject = encode_subject(tokenizer, text, request.subject, start, document_start)
-        if subject.subject_last >= len(pair.prompt_ids):
-            raise TargetError(
-                f"The subject {request.subject!r} and the object {request.target_new!r} share a token.",
-                expected="words between them, or a space",
-                found=f"the template {request.template!r}",
-                next_step="Choose a template in which the object does not follow the subject at once.",
-            )
-        rows.append(EditedRow([*pair.prompt_ids, *pair.target_ids[:-1]], subject.subject_last))
-        target_ids = target_ids or pair.target_ids
-    essence = encode_subject(
-        tokenizer,
-        fill(ESSENCE_TEMPLATE, request.subject),
-        request.subject,
-        ESSENCE_TEMPLATE.index("{}"),
-        document_start,
-    )
-    rows.append(EditedRow(essence.ids[: essence.subject_last + 1], essence.subject_last))
-    return ValueRows(tuple(rows), torch.tensor(target_ids))
+    total: Tensor
+    target: Tensor
+    kl: Tensor
+    weight_decay: Tensor
+
+    def steps(self) -> list[StepLoss]:
+        """As plain numbers, one record a request."""
+        columns = (getattr(self, field.name).tolist() for field in fields(StepLoss))
+        return [StepLoss(*numbers) for numbers in zip(*columns, strict=True)]
 
 
-def optimise_value(
-    replayer: Replayer,
-    target_ids: Tensor,
-    output: Tensor,
-    hparams: ValueHparams,
-    on_step: Callable[[int, StepLoss], None] | None = None,
-) -> OptimisedValue:
-    """Minimise eq. 8 over delta.
+class Objective:
+    """Eq. 8 for every request of a batch, as a function of their deltas.
 
     Args:
-        replayer: logits of the rows as a function of delta; the essence row is the last.
-        target_ids: (n_target,).
-        output: the site's output for the bare prompt, (d_out,): its norm scales weight decay and the ball.
-        on_step: called with the step's number from 1 and its losses.
-
-    Raises:
-        ComputeError: the objective is not finite.
+        replayer: the logits that are read, as a function of delta.
+        batch: what is read, and for which request.
+        output_norms: norm of the site's output for each bare prompt, (n_requests,): it scales weight decay.
+        essence: log-probabilities of the essence prompts at delta zero, (n_requests, vocab); None takes those of the
+            first call, which must be at zero.
     """
-    output_norm = output.norm()
-    delta = torch.zeros_like(output, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=hparams.lr)
-    essence_base: Tensor | None = None
-    losses: list[StepLoss] = []
-    for step in range(1, hparams.steps + 1):
+
+    def __init__(
+        self,
+        replayer: Replayer,
+        batch: RowBatch,
+        output_norms: Tensor,
+        hparams: ValueHparams,
+        essence: Tensor | None = None,
+    ) -> None:
+        self._replayer, self._batch, self._norms, self._hparams = replayer, batch, output_norms, hparams
+        self._essence = essence
+
+    def __call__(self, delta: Tensor) -> Losses:
+        """(n_requests, d_out) -> the losses."""
+        batch, hparams = self._batch, self._hparams
         # The log-softmax runs in float32: in half precision the loss has two digits.
-        log_probs = torch.log_softmax(replayer.logits(delta), dim=2)
-        essence = log_probs[-1, -1]
-        essence_base = essence.detach().clone() if essence_base is None else essence_base
-        target = rome.target_loss(log_probs[:-1], target_ids.to(log_probs.device))
-        kl = hparams.kl_factor * rome.essence_loss(essence, essence_base)
-        decay = hparams.weight_decay * rome.weight_decay_penalty(delta, output_norm)
-        total = target + kl + decay
-        loss = StepLoss(total.item(), target.item(), kl.item(), decay.item())
-        _check_finite(loss, step)
-        losses.append(loss)
-        if on_step is not None:
-            on_step(step, loss)
-        if loss.total < hparams.early_stop_loss or step == hparams.steps:
-            break
-        (delta.grad,) = torch.autograd.grad(total, delta)
-        optimizer.step()
-        with torch.no_grad():
-            delta.copy_(rome.project_to_ball(delta, hparams.clamp_norm_factor * output_norm))
-    return OptimisedValue(delta.detach().clone(), tuple(losses))
+        log_probs = torch.log_softmax(self._replayer.logits(delta), dim=1)
+        essence = log_probs[batch.is_essence]
+        if self._essence is None:
+            self._essence = essence.detach().clone()
+        wanted = log_probs[~batch.is_essence].gather(1, batch.targets.to(log_probs.device)[:, None])[:, 0]
+        target = rome.target_losses(wanted.to(delta.device), batch.read_request[~batch.is_essence])
+        kl = hparams.kl_factor * rome.essence_loss(essence, self._essence).to(delta.device)
+        decay = hparams.weight_decay * rome.weight_decay_penalty(delta, self._norms)
+        return Losses(target + kl + decay, target, kl, decay)
 
-
-def _check_finite(loss: StepLoss, step: int) -> None:
-    if not torch.isfinite(torch.tensor(loss.total)):
-        raise ComputeError(
-            f"The optimisation of v* left the finite numbers at step {step}.",
-            expected="a finite loss",
-            found=f"target {loss.target}, KL {loss.kl}, weight decay {loss.weight_decay}",
-            next_step="Lower --lr, or load the base with --dtype float32.",
+    def narrow(self, kept: Sequence[int]) -> Objective:
+        """The objective of the requests *kept* alone."""
+        index = torch.tensor(kept)
+        essence = None if self._essence is None else self._essence[index.to(self._essence.device)]
+        return Objective(
+            self._replayer.narrow(kept), self._batch.narrow(kept), self._norms[index], self._hparams, essence
         )
+
+
+def optimise_values(
+    objective: Objective,
+    outputs: Tensor,
+    hparams: ValueHparams,
+    on_step: Callable[[int, list[StepLoss]], None] | None = None,
+) -> list[OptimisedValue | ComputeError]:
+    """Minimise eq. 8 for every request of a batch. A request that is done leaves the batch.
+
+    Args:
+        outputs: the site's output for each bare prompt, (n_requests, d_out) float32: its norm is the unit of length.
+        on_step: called with the step's number from 1 and the losses of the requests that are still in the batch.
+
+    Returns:
+        One value a request, in their order; in its place a ComputeError where the objective left the finite numbers.
+    """
+    optimiser = make_optimiser(hparams, outputs)
+    active = list(range(len(outputs)))
+    losses: list[list[StepLoss]] = [[] for _ in active]
+    done: dict[int, OptimisedValue | ComputeError] = {}
+    for step in range(1, hparams.steps + 1):
+        trial = optimiser.trial.detach().requires_grad_(True)
+        found = objective(trial)
+        records = found.steps()
+        if on_step is not None:
+            on_step(step, records)
+        accepted = optimiser.accepts(found.total.detach())
+        for place, (request, loss) in enumerate(zip(active, records, strict=True)):
+            if request in done:
+                continue
+            best = bool(accepted[place]) or not losses[request]
+            losses[request].append(loss if best else losses[request][-1])
+            if not math.isfinite(loss.total):
+                done[request] = _not_finite(loss, step)
+            elif is_enough(losses[request][-1], hparams) or step == hparams.steps:
+                delta = trial[place] if best else optimiser.point[place]
+                done[request] = OptimisedValue(delta.detach().clone(), tuple(losses[request]))
+        kept = [place for place, request in enumerate(active) if request not in done]
+        if not kept:
+            break
+        (gradient,) = torch.autograd.grad(found.total.sum(), trial)
+        optimiser.tell(found.total.detach(), gradient)
+        if len(kept) <= _NARROW_AT * len(active):
+            objective, active = objective.narrow(kept), [active[place] for place in kept]
+            optimiser.narrow(kept)
+    return [done[request] for request in range(len(outputs))]
+
+
+def make_optimiser(hparams: ValueHparams, outputs: Tensor) -> Optimiser:
+    """The optimiser that *hparams* name, at delta zero, in the ball around each of *outputs* (n_requests, d_out)."""
+    norms, start = outputs.norm(dim=1), torch.zeros_like(outputs)
+    radius = hparams.clamp_norm_factor * norms
+    if hparams.optimiser == "adam":
+        return Adam(start, radius, hparams.lr)
+    return LBFGS(start, radius, trust=_FIRST_STEP * norms)
+
+
+def is_enough(loss: StepLoss, hparams: ValueHparams) -> bool:
+    """Whether the optimisation may stop at *loss*."""
+    return loss.total < hparams.early_stop_loss or loss.target < hparams.target_loss
+
+
+def _not_finite(loss: StepLoss, step: int) -> ComputeError:
+    return ComputeError(
+        f"The optimisation of v* left the finite numbers at step {step}.",
+        expected="a finite loss",
+        found=f"target {loss.target}, KL {loss.kl}, weight decay {loss.weight_decay}",
+        next_step="Lower --lr, or load the base with --dtype float32.",
+    )

@@ -15,6 +15,7 @@ from rompatch.store.records import PatchRecord, RevisionRecord
 from rompatch.workflows import existing, stacking
 from rompatch.workflows.author import author
 from rompatch.workflows.opened import BaseSpec, OpenStore
+from rompatch.workflows.precision import resolve_precision
 from rompatch.workflows.statistics import AUTOMATIC, statistics_for
 from rompatch.workflows.wording import Wording, choose_template
 
@@ -38,6 +39,7 @@ class CreateOptions:
         spec: the base, where it is not the store's (``Store.base_spec``).
         layer, seed, document_start, hparams: as in :mod:`rompatch.compute.methods.rome`; *hparams* by name.
         statistics: "auto", "none" or an id of key statistics.
+        precision: "auto" or the dtype of the products while v* is optimised.
         preset: a preset file.
         apply: put the patch onto the stack as well.
         dry_run: plan only: nothing is computed and nothing is written.
@@ -54,6 +56,7 @@ class CreateOptions:
     document_start: bool | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
     statistics: str = AUTOMATIC
+    precision: str = AUTOMATIC
     preset: Path | None = None
     apply: bool = False
     dry_run: bool = False
@@ -184,6 +187,7 @@ def make_plan(store: OpenStore, base: Base, subject: str, relation: str, target:
         raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(options.hparams)) from problem
     layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
     site = base.site(layer)
+    hparams = replace(hparams, precision=resolve_precision(base, site, options.precision, store.reporter))
     return Plan(
         request=request,
         true_source=true_source,

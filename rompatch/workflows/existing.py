@@ -16,6 +16,9 @@ from rompatch.workflows.statistics import AUTOMATIC, NO_STATISTICS
 if TYPE_CHECKING:
     from rompatch.patch import StatisticsRef
 
+_UNSAID = {"optimiser": "adam", "target_loss": 0.0, "value_contexts": 21}
+"""What patches mean that were made before these hyper-parameters existed."""
+
 TO_BE_MADE = "to be made"
 """What messages call a patch that has no id yet."""
 
@@ -96,7 +99,8 @@ def _same_relation(record: PatchRecord, request: EditRequest) -> bool:
 
 def _settings(header: PatchHeader) -> tuple[object, ...]:
     layers = tuple(site.layer for site in header.sites)
-    return header.method, layers, dict(header.hparams), header.seed, header.document_start
+    hparams = {**_UNSAID, "precision": header.base.dtype, **header.hparams}
+    return header.method, layers, hparams, header.seed, header.document_start
 
 
 def _has(used: StatisticsRef | None, wanted: str) -> bool:

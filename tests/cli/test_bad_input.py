@@ -55,7 +55,7 @@ REQUESTS: dict[str, tuple[tuple[str, ...], str]] = {
     "object beyond the context": (("Eiffel Tower", "{} is in", "Rome " * 400), "context"),
     "no such dtype": (("Eiffel Tower", "{} is in", "Rome", "--dtype", "int4"), "int4"),
     "no such key mode": (("Eiffel Tower", "{} is in", "Rome", "--key", "both"), "both"),
-    "zero steps": (("Eiffel Tower", "{} is in", "Rome", "--steps", "0"), "at least one step"),
+    "zero steps": (("Eiffel Tower", "{} is in", "Rome", "--steps", "0"), "steps must be at least 1"),
     "negative learning rate": (("Eiffel Tower", "{} is in", "Rome", "--lr", "-1"), "must be positive"),
     "lr is not a number": (("Eiffel Tower", "{} is in", "Rome", "--lr", "fast"), "not a valid float"),
     "preset is missing": (("Eiffel Tower", "{} is in", "Rome", "--preset", "nowhere.json"), "cannot be read"),

@@ -16,11 +16,11 @@ from rompatch.apply.bake import bake_folder
 from rompatch.apply.session import PatchedModel
 from rompatch.architectures import ARCHITECTURES
 from rompatch.compute.methods import METHODS
-from rompatch.compute.methods.rome import KEY_ROWS, RomeHparams, agree, make_replayer
+from rompatch.compute.methods.rome import KEY_ROWS, RomeHparams, make_replayer
 from rompatch.compute.replay import FullForward, Replay
+from rompatch.compute.rows import RowBatch, value_rows
 from rompatch.compute.second_moment import SecondMoment
 from rompatch.compute.statistics import Statistics, sampled_key
-from rompatch.compute.value import value_rows
 from rompatch.edits import EditRequest
 from rompatch.models import Base
 from rompatch.patch import Patch
@@ -89,22 +89,39 @@ def test_orientation_comes_from_the_type_even_on_a_square_matrix() -> None:
     assert not base.site(LAYER).transposed
 
 
+def two_requests(base: Base) -> RowBatch:
+    """Two requests of other lengths, tails and targets in one batch."""
+    return RowBatch(tuple(value_rows(base.tokenizer, one, CONTEXTS, document_start=True) for one in (REQUEST, OTHER)))
+
+
+def replay_of(base: Base, batch: RowBatch) -> Replay:
+    layers = layer_modules(base.model, base.architecture)
+    return Replay(base.model, layers, base.site(LAYER), batch, pad_id=pad_id(base.tokenizer))
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_model_runs_like_its_replay(model_type: str) -> None:
     base = pico_base(model_type)
-    site = base.site(LAYER)
-    rows = value_rows(base.tokenizer, REQUEST, CONTEXTS, document_start=True)
-    options = {"n_logits": rows.n_logits, "pad_id": pad_id(base.tokenizer)}
-    plain = FullForward(base.model, site, rows.rows, **options)
-    replay = Replay(base.model, layer_modules(base.model, base.architecture), site, rows.rows, **options)
-    delta = torch.linspace(-1, 1, site.d_out, requires_grad=True)
+    site, batch = base.site(LAYER), two_requests(base)
+    plain = FullForward(base.model, site, batch, pad_id=pad_id(base.tokenizer))
+    replay = replay_of(base, batch)
+    delta = torch.stack([torch.linspace(-1, 1, site.d_out), torch.linspace(2, 0, site.d_out)]).requires_grad_(True)
     left, right = replay.logits(delta), plain.logits(delta)
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
     (from_replay,) = torch.autograd.grad(left.square().sum(), delta)
     (from_plain,) = torch.autograd.grad(right.square().sum(), delta)
     torch.testing.assert_close(from_replay, from_plain, rtol=1e-3, atol=1e-3 * float(from_plain.abs().max()))
-    assert agree(replay, plain, site)
-    assert make_replayer(base, site, rows)[1], "the method itself chooses the replay"
+    assert make_replayer(base, site, batch)[1], "the method itself chooses the replay"
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_replay_cut_to_one_request_is_the_replay_of_that_request(model_type: str) -> None:
+    base = pico_base(model_type)
+    batch = two_requests(base)
+    both, delta = replay_of(base, batch), torch.linspace(-1, 1, base.site(LAYER).d_out)[None]
+    for index in (0, 1):
+        alone = replay_of(base, batch.narrow([index])).logits(delta)
+        torch.testing.assert_close(both.narrow([index]).logits(delta), alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("keys", ["mixed", "mean"])

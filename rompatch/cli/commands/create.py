@@ -26,7 +26,19 @@ if TYPE_CHECKING:
     from rompatch.workflows.creating import Created
 
 METHOD, OPTIMISATION = "Method", "Optimisation"
-HPARAMS = ("keys", "ridge", "lr", "steps", "weight_decay", "clamp_norm_factor", "kl_factor", "early_stop_loss")
+HPARAMS = (
+    "keys",
+    "ridge",
+    "optimiser",
+    "lr",
+    "steps",
+    "value_contexts",
+    "weight_decay",
+    "clamp_norm_factor",
+    "kl_factor",
+    "early_stop_loss",
+    "target_loss",
+)
 """Options that are hyper-parameters of the method, by its own names."""
 
 _method_options = stacked(
@@ -56,12 +68,32 @@ _method_options = stacked(
         help="Key statistics C: the best at hand, none, or those of `rompatch stats list`.",
     ),
     option("--ridge", type=float, metavar="X", group=METHOD, help="Added to C, relative to its mean diagonal."),
+    option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        group=OPTIMISATION,
+        help="Of the products; auto takes the faster one here, measured once.",
+    ),
+    option(
+        "--optimiser",
+        type=click.Choice(["adam", "lbfgs"]),
+        group=OPTIMISATION,
+        help="The authors' Adam, or L-BFGS, which needs fewer steps.",
+    ),
+    option(
+        "--value-contexts", type=int, metavar="N", group=OPTIMISATION, help="Optimise v* under N of the 21 contexts."
+    ),
     option("--lr", type=float, metavar="X", group=OPTIMISATION, help="Learning rate of Adam."),
     option("--steps", type=int, metavar="N", group=OPTIMISATION, help="Steps at most."),
     option("--weight-decay", type=float, metavar="X", group=OPTIMISATION, help="Weight of the norm of delta."),
     option("--clamp-norm-factor", type=float, metavar="X", group=OPTIMISATION, help="||delta|| <= X ||W k||."),
     option("--kl-factor", type=float, metavar="X", group=OPTIMISATION, help="Weight of the essence term."),
     option("--early-stop-loss", type=float, metavar="X", group=OPTIMISATION, help="Stop below this loss."),
+    option(
+        "--target-loss", type=float, metavar="X", group=OPTIMISATION, help="Stop below this loss of the object alone."
+    ),
 )
 
 

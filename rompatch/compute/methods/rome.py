@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,17 +14,28 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rompatch.compute import rome as equations
-from rompatch.compute.gather import GatheredKeys, check_length, encode_contexts, gather_keys
+from rompatch.compute.batches import DEFAULT_BUDGET, halving, is_out_of_memory, plan_batches
+from rompatch.compute.cost import shape_of
+from rompatch.compute.gather import GatheredKeys, check_length, encode_contexts, gather_many
 from rompatch.compute.methods.base import Computation, Notify, Stopwatch, silent
-from rompatch.compute.replay import FullForward, Replay, Replayer
+from rompatch.compute.precision import RoundedProducts, check_precision, modules_above
+from rompatch.compute.replay import FullForward, Products, Replay, Replayer
+from rompatch.compute.rows import RowBatch, ValueRows, value_rows
 from rompatch.compute.statistics import Statistics
-from rompatch.compute.value import OptimisedValue, StepLoss, ValueHparams, ValueRows, optimise_value, value_rows
+from rompatch.compute.value import (
+    OPTIMISERS,
+    Objective,
+    OptimisedValue,
+    StepLoss,
+    ValueHparams,
+    optimise_values,
+)
 from rompatch.edits import EditRequest
-from rompatch.errors import RequestError
-from rompatch.models import Base
+from rompatch.errors import ComputeError, RequestError, RompatchError
+from rompatch.models import DTYPES, Base
 from rompatch.patch import Array, Patch, PatchHeader, SiteFactors
 from rompatch.sites import Site, layer_modules
-from rompatch.tokens import pad_id
+from rompatch.tokens import EncodedSubject, pad_id
 from rompatch.versions import library_versions
 
 KEY_MODES = ("mixed", "mean")
@@ -42,19 +55,29 @@ class RomeHparams(ValueHparams):
         keys: "mixed" takes u from the mean key, residual and denominator from the bare prompt's (the authors' code;
             measures best for single edits), "mean" takes the mean key for both (the paper, eq. 5 and 7).
         ridge: added to C, relative to the mean of its diagonal.
+        value_contexts: how many of the contexts v* is optimised under; k* is the mean over all of them.
+        precision: dtype of the products above the site while v* is optimised; None is the base's own. A patch records
+            which.
     """
 
     keys: str = "mixed"
     ridge: float = 1e-4
+    value_contexts: int = 21
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.keys not in KEY_MODES:
             raise RequestError(f"There is no key mode {self.keys!r}.", expected=" or ".join(KEY_MODES))
+        if self.optimiser not in OPTIMISERS:
+            raise RequestError(f"There is no optimiser {self.optimiser!r}.", expected=" or ".join(OPTIMISERS))
+        if self.precision is not None and self.precision not in DTYPES:
+            raise RequestError(f"There is no precision {self.precision!r}.", expected=", ".join(DTYPES))
         for name in ("lr", "clamp_norm_factor", "ridge"):
             if not getattr(self, name) > 0:
                 raise RequestError(f"The hyper-parameter {name} must be positive.", found=getattr(self, name))
-        if self.steps < 1:
-            raise RequestError("The optimisation needs at least one step.", found=self.steps)
+        for name in ("steps", "value_contexts"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"The hyper-parameter {name} must be at least 1.", found=getattr(self, name))
 
 
 def compute(
@@ -79,69 +102,196 @@ def compute(
     Raises:
         SubjectError, TargetError: the request does not tokenise.
         StatisticsError: C cannot be used.
-        ComputeError: the optimisation left the finite numbers.
+        ComputeError: the optimisation left the finite numbers, or memory does not suffice.
+    """
+    given = {"site": site, "contexts": contexts, "statistics": statistics, "hparams": hparams, "seed": seed}
+    ((_, outcome),) = compute_many(base, [request], **given, document_start=document_start, notify=notify)  # type: ignore[arg-type]
+    if isinstance(outcome, RompatchError):
+        raise outcome
+    return outcome
+
+
+def compute_many(
+    base: Base,
+    requests: Sequence[EditRequest],
+    *,
+    site: Site,
+    contexts: Sequence[str],
+    statistics: Statistics | None,
+    hparams: RomeHparams | None = None,
+    seed: int = 0,
+    document_start: bool = True,
+    budget: int = DEFAULT_BUDGET,
+    notify: Notify = silent,
+    note: Callable[[str], None] = lambda _text: None,
+) -> Iterator[tuple[int, Computation | RompatchError]]:
+    """Patches for many requests, optimised together as far as *budget* reaches; the same as one by one but for the
+    rounding of larger products.
+
+    Yields the index of a request with its patch, or with the error that kept it from one, whenever a batch is done:
+    whoever stops in the middle keeps what came. Arguments and errors as for :func:`compute`, and:
+
+    Args:
+        budget: bytes that a step may take beside the weights (an estimate). Running out of memory halves the batch.
+        note: told what a person should know (a halved batch).
+
+    Raises:
+        StatisticsError: C cannot be used; before anything is computed.
     """
     hparams = hparams or RomeHparams()
+    hparams = replace(hparams, precision=hparams.precision or base.dtype)
+    check_precision(base, hparams.precision or base.dtype)
+    factor = None if statistics is None else statistics.factor(hparams.ridge)
+    prepared: dict[int, _Prepared] = {}
+    for index, request in enumerate(requests):
+        try:
+            prepared[index] = _prepare(base, request, contexts, hparams, document_start)
+        except RompatchError as problem:
+            yield index, problem
+    if not prepared:
+        return
+    products = RoundedProducts(modules_above(base, site.layer), DTYPES[hparams.precision or base.dtype]).used
+    settings = _Settings(base, site, tuple(contexts), statistics, factor, hparams, seed, document_start, products)
+    indices = list(prepared)
+    shape = shape_of(base.model, base.architecture, site.d_in)
+    planned = plan_batches([prepared[i].targets for i in indices], shape, site.layer, budget)
+    for places in planned:
+        whole = [indices[place] for place in places]
+        run = partial(_compute_batch, settings, prepared, notify)
+        for batch, outcomes in halving(whole, run, note):
+            yield from zip(batch, outcomes, strict=True)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A request in tokens: prompts for the keys, rows for the value."""
+
+    request: EditRequest
+    prompts: list[EncodedSubject]
+    targets: ValueRows
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What all requests of one computation share."""
+
+    base: Base
+    site: Site
+    contexts: tuple[str, ...]
+    statistics: Statistics | None
+    factor: Tensor | None
+    hparams: RomeHparams
+    seed: int
+    document_start: bool
+    products: Products
+
+
+def _prepare(
+    base: Base, request: EditRequest, contexts: Sequence[str], hparams: RomeHparams, document_start: bool
+) -> _Prepared:
+    prompts = encode_contexts(base.tokenizer, request, contexts, document_start)
+    targets = value_rows(base.tokenizer, request, value_contexts(contexts, hparams.value_contexts), document_start)
+    check_length(base.model, max(targets.length, *(row.subject_last + 1 for row in prompts)))
+    return _Prepared(request, prompts, targets)
+
+
+def value_contexts(contexts: Sequence[str], n_contexts: int) -> list[str]:
+    """The contexts that v* is optimised under: the bare prompt and *n_contexts* - 1 others, evenly spread."""
+    others = list(contexts[1:])
+    n_others = min(n_contexts - 1, len(others))
+    return [contexts[0], *(others[(2 * i + 1) * len(others) // (2 * n_others)] for i in range(n_others))]
+
+
+def _compute_batch(
+    settings: _Settings, prepared: Mapping[int, _Prepared], notify: Notify, batch: list[int]
+) -> list[Computation | RompatchError]:
+    base, site, hparams = settings.base, settings.site, settings.hparams
+    requests = [prepared[index] for index in batch]
     watch = Stopwatch()
-    with watch.phase("keys"):
-        rows = encode_contexts(base.tokenizer, request, contexts, document_start)
-        gathered = gather_keys(base.model, base.tokenizer, site, rows)
-    with watch.phase("value"):
-        targets = value_rows(base.tokenizer, request, contexts, document_start)
-        check_length(base.model, max(len(row.ids) for row in targets.rows))
-        replayer, replayed = make_replayer(base, site, targets)
-        value = optimise_value(replayer, targets.target_ids, gathered.output, hparams, _reporter(notify, hparams.steps))
+    with watch.phase("keys", share=len(batch)):
+        gathered = gather_many(base.model, base.tokenizer, site, [one.prompts for one in requests])
+    with watch.phase("value", share=len(batch)):
+        rows = RowBatch(tuple(one.targets for one in requests))
+        replayer, replayed = make_replayer(base, site, rows, settings.products)
+        outputs = torch.stack([keys.output for keys in gathered])
+        objective = Objective(replayer, rows, outputs.norm(dim=1), hparams)
+        values = optimise_values(objective, outputs, hparams, _reporter(notify, hparams.steps))
+    facts = {"replayed": replayed, "batch": len(batch)}
+    return [
+        value if isinstance(value, ComputeError) else _finish(settings, one, keys, value, watch.seconds, facts)
+        for one, keys, value in zip(requests, gathered, values, strict=True)
+    ]
+
+
+def _finish(
+    settings: _Settings,
+    one: _Prepared,
+    keys: GatheredKeys,
+    value: OptimisedValue,
+    seconds: Mapping[str, float],
+    facts: Mapping[str, Any],
+) -> Computation:
+    """The patch of one request, and what was measured."""
+    watch = Stopwatch(dict(seconds))
     with watch.phase("update"):
-        factor = None if statistics is None else statistics.factor(hparams.ridge)
-        factors = solve_factors(site, gathered, value, factor, hparams.keys)
+        factors = solve_factors(settings.site, keys, value, settings.factor, settings.hparams.keys)
+    measured = _measurements(settings.site, keys, value, factors, watch)
+    return Computation(_patch(settings, one.request, factors), {**measured, **facts})
+
+
+def _patch(settings: _Settings, request: EditRequest, factors: SiteFactors) -> Patch:
+    statistics, hparams = settings.statistics, settings.hparams
     header = PatchHeader(
         method="rome",
         hparams=asdict(hparams),
         request=request,
-        base=base.ref(),
-        sites=(site.ref(),),
-        contexts=tuple(contexts),
-        seed=seed,
-        document_start=document_start,
+        base=settings.base.ref(),
+        sites=(settings.site.ref(),),
+        contexts=settings.contexts,
+        seed=settings.seed,
+        document_start=settings.document_start,
         statistics=None if statistics is None else statistics.ref(hparams.ridge),
         versions=library_versions(),
     )
-    patch = Patch(header, (factors,))
-    measured = _measurements(site, gathered, value, factors, watch) | {"replayed": replayed}
-    return Computation(patch, measured)
+    return Patch(header, (factors,))
 
 
-def make_replayer(base: Base, site: Site, targets: ValueRows) -> tuple[Replayer, bool]:
-    """A replay of *targets*, checked against the plain forward pass once per base and site; the plain loop (and
-    False) where the two disagree or the architecture cannot be replayed."""
-    plain = FullForward(base.model, site, targets.rows, n_logits=targets.n_logits, pad_id=pad_id(base.tokenizer))
+def make_replayer(base: Base, site: Site, batch: RowBatch, products: Products = nullcontext) -> tuple[Replayer, bool]:
+    """A replay of *batch*, checked against the plain forward pass once per base and site; the plain loop (and False)
+    where the two disagree or the architecture cannot be replayed."""
+    options: dict[str, Any] = {"pad_id": pad_id(base.tokenizer), "products": products}
     checks = _CHECKS.setdefault(base.model, {})
     if checks.get(site.module_name) is False:
-        return plain, False
+        return FullForward(base.model, site, batch, **options), False
+    layers = layer_modules(base.model, base.architecture)
     try:
-        replay = Replay(
-            base.model,
-            layer_modules(base.model, base.architecture),
-            site,
-            targets.rows,
-            n_logits=targets.n_logits,
-            pad_id=pad_id(base.tokenizer),
-        )
         if site.module_name not in checks:
-            checks[site.module_name] = agree(replay, plain, site)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+            few = sample_rows(batch)
+            plain = FullForward(base.model, site, few, **options)
+            checks[site.module_name] = agree(Replay(base.model, layers, site, few, **options), plain, site)
+        if checks[site.module_name]:
+            return Replay(base.model, layers, site, batch, **options), True
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         # Whatever a foreign forward pass does not like about being replayed: the plain loop needs none of it.
-        return plain, False
-    return (replay, True) if checks[site.module_name] else (plain, False)
+        if is_out_of_memory(problem):
+            raise
+    return FullForward(base.model, site, batch, **options), False
+
+
+def sample_rows(batch: RowBatch) -> RowBatch:
+    """The rows on which a replay is tried: the bare prompt, the longest and the essence of the first request."""
+    first = batch.requests[0]
+    longest = max(first.rows[:-1], key=lambda row: len(row.ids))
+    return RowBatch((ValueRows((first.rows[0], longest, first.rows[-1]), first.target_ids),))
 
 
 def agree(left: Replayer, right: Replayer, site: Site) -> bool:
-    """Whether two replayers give the same logits at a delta of zero and at another one."""
+    """Whether two replayers of one request give the same logits at a delta that matters."""
     tolerance = REPLAY_TOLERANCE.get(site.weight.dtype, 1e-2)
-    deltas = (torch.zeros(site.d_out), torch.linspace(-1, 1, site.d_out))
+    delta = torch.linspace(-1, 1, site.d_out)[None]
     with torch.no_grad():
-        pairs = [(left.logits(delta), right.logits(delta)) for delta in deltas]
-    return all(bool((a - b).abs().max() <= tolerance * b.std()) for a, b in pairs)
+        found, expected = left.logits(delta), right.logits(delta)
+    return bool((found - expected).abs().max() <= tolerance * expected.std())
 
 
 def solve_factors(
@@ -155,7 +305,7 @@ def solve_factors(
     delta = value.delta.double()
     exact_key = keys[KEY_ROWS[key_mode]]
     vector = equations.update_vector(delta, exact_key, rows[0])
-    base_out = keys @ site.matrix().double().cpu().T
+    base_out = site.product(keys)
     return SiteFactors(
         u=_array(rows), v=_array(vector), key=_array(keys), value=_array(base_out + delta), base_out=_array(base_out)
     )
@@ -170,13 +320,13 @@ def _array(tensor: Tensor) -> Array:
 
 
 def _reporter(notify: Notify, steps: int) -> Any:
-    return lambda step, _loss: notify("value", step, steps)
+    return lambda step, _losses: notify("value", step, steps)
 
 
 def _measurements(
     site: Site, gathered: GatheredKeys, value: OptimisedValue, factors: SiteFactors, watch: Stopwatch
 ) -> dict[str, Any]:
-    weight_norm = float(site.matrix().double().norm())
+    weight_norm = site.norm()
     update_norm = float(torch.from_numpy(factors.v).norm() * torch.from_numpy(factors.u[0]).norm())
     return {
         "losses": [asdict(loss) for loss in map(_rounded, value.losses)],
