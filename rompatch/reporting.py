@@ -11,3 +11,6 @@ class Reporter:
 
     def step(self, phase: str, done: int, total: int) -> None:
         """*done* of *total* in *phase*; *total* may be 0 where it is not known."""
+
+    def overall(self, phase: str, done: int, total: int) -> None:
+        """*done* of *total* of the whole job, whose parts :meth:`step` tells of."""

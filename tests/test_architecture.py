@@ -62,9 +62,11 @@ NEIGHBOURS = {
     "fingerprints": {"offload", "sites"},
     "gguf_cache": {"default_model", "fingerprints", "quiet"},
     "hub": {"default_model"},
+    "workflows": {"bench"},
     "__main__": {"cli"},
 }
-"""The only imports within a rank: a patch holds an edit request, and loading a base is one job in several files."""
+"""The only imports within a rank: a patch holds an edit request, loading a base is one job in several files,
+and a use case runs the benchmarks."""
 
 HEAVY = ("torch", "transformers", "alembic")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -47,6 +48,9 @@ class TerminalReporter(Reporter):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._phase = ""
+        self._overall: tuple[str, int, int] | None = None
+        self._overall_task: TaskID | None = None
+        self._began: tuple[float, int] | None = None
 
     def note(self, text: str) -> None:
         """A sentence on stderr; it takes the place of the bar, which comes back with the next step."""
@@ -59,22 +63,62 @@ class TerminalReporter(Reporter):
         """Draw the bar of *phase*; without a terminal, nothing."""
         if self.quiet or not is_terminal(sys.stderr):
             return
-        if self._bar is None:
-            self._bar = _new_bar(self.color)
-            self._bar.start()
+        bar = self._started()
         if self._task is None or phase != self._phase:
             if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task, self._phase = self._bar.add_task(phase, total=total or None), phase
-        self._bar.update(self._task, completed=done, total=total or None)
+                bar.remove_task(self._task)
+            self._task, self._phase = bar.add_task(phase, total=total or None), phase
+        bar.update(self._task, completed=done, total=total or None)
         if total and done >= total:
+            self._finish_step()
+
+    def overall(self, phase: str, done: int, total: int) -> None:
+        """Draw a bar for the whole job above that of its steps, with the time that is left at the pace so far."""
+        if self.quiet or not is_terminal(sys.stderr):
+            return
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now, done
+        self._overall = f"{phase}{_time_left(*self._began, now, done, total)}", done, total
+        bar = self._started()
+        assert self._overall_task is not None  # made with the bar
+        bar.update(self._overall_task, description=self._overall[0], completed=done, total=total)
+        if done >= total:
+            self._overall = self._began = None
             self.stop()
 
     def stop(self) -> None:
         """Take the bar off the screen."""
         if self._bar is not None:
             self._bar.stop()
-        self._bar, self._task = None, None
+        self._bar, self._task, self._overall_task = None, None, None
+
+    def _started(self) -> Progress:
+        """The bars on the screen, that of the whole job first."""
+        if self._bar is None:
+            self._bar = _new_bar(self.color)
+            self._bar.start()
+        if self._overall is not None and self._overall_task is None:
+            phase, done, total = self._overall
+            self._overall_task = self._bar.add_task(phase, total=total, completed=done)
+        return self._bar
+
+    def _finish_step(self) -> None:
+        if self._overall is None:
+            self.stop()
+        elif self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+
+def _time_left(began: float, first: int, now: float, done: int, total: int) -> str:
+    """", 12 min left" at the pace since *began*; nothing before anything is done."""
+    if done <= first or done >= total:
+        return ""
+    seconds = (now - began) / (done - first) * (total - done)
+    if seconds < 90:
+        return f", {seconds:.0f} s left"
+    return f", {seconds / 60:.0f} min left" if seconds < 5400 else f", {seconds / 3600:.1f} h left"
 
 
 def _new_bar(color: bool | None) -> Progress:

@@ -53,9 +53,11 @@ def _discard(store: OpenStore) -> None:
 
 
 def _is_used(store: OpenStore) -> bool:
-    """Whether it holds anything: a patch (also a removed one), a chosen base, a file. One that cannot be read does."""
+    """Whether it holds anything: a patch (also a removed one), a chosen base, a benchmark run, a file. One that cannot
+    be read does."""
     try:
-        known = store.ledger.history(limit=1) or store.ledger.setting(BASE_SETTING) is not None
+        rows = store.ledger.history(limit=1) or store.ledger.bench_runs(limit=1)
+        known = rows or store.ledger.setting(BASE_SETTING) is not None
         files = patches_path(store.root)
         return bool(known) or (files.exists() and any(files.iterdir()))
     except (RompatchError, OSError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import StoreError
 from rompatch.reporting import Reporter
+from rompatch.store.bench import BenchResultRecord, BenchRunRecord
 from rompatch.store.blobs import Blobs
 from rompatch.store.ledger import Ledger
 from rompatch.store.location import FOLDER, create_store, find_store, ledger_path, patches_path
@@ -15,9 +16,13 @@ from rompatch.store.records import PatchRecord, RevisionRecord
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
+    from rompatch.bench.failures import FailedRecord
+    from rompatch.bench.tables import Change, Line
+    from rompatch.bench.tasks import Benchmark
     from rompatch.compute.statistics_files import StatisticsFile
     from rompatch.workflows.baking import Baked
     from rompatch.workflows.bases import BaseChange
+    from rompatch.workflows.benchmarking import Benched
     from rompatch.workflows.browsing import Details, Page, Status
     from rompatch.workflows.checking import Checked
     from rompatch.workflows.creating import Created
@@ -157,6 +162,49 @@ class Store(OpenStore):
         file = cache.resolve(statistics_id)
         cache.remove(file)
         return file
+
+    def bench(self, benchmark: Benchmark, dataset: str | Path, **options: Any) -> Benched:
+        """Edit and score every record of a data set ("counterfact" or "zsre"), each alone, resumable; options as in
+        :class:`rompatch.workflows.bench_setting.BenchOptions`. See :func:`rompatch.workflows.benchmarking.bench`."""
+        from rompatch.workflows import benchmarking
+        from rompatch.workflows.bench_setting import BenchOptions
+
+        return benchmarking.bench(self, benchmark, dataset, BenchOptions(**options))
+
+    def bench_runs(self) -> tuple[BenchRunRecord, ...]:
+        """The benchmark runs, newest first. Reads only."""
+        return self.ledger.bench_runs()
+
+    def bench_results(self, run: str, *, prompts: bool = False) -> tuple[BenchResultRecord, ...]:
+        """What became of each record of a run (a name, an id or a prefix of one), with every prompt if asked."""
+        from rompatch.workflows import benchmarking
+
+        return benchmarking.results(self, run, prompts=prompts)
+
+    def bench_table(self, *runs: str) -> tuple[Line, ...]:
+        """Means with intervals of those runs (all, where none is named) and of the unedited base. Reads only."""
+        from rompatch.bench.tables import table
+        from rompatch.workflows import benchmarking
+
+        return table(benchmarking.with_results(self, runs))
+
+    def bench_compare(self, first: str, second: str) -> tuple[Change, ...]:
+        """Paired differences, *second* - *first*, over the records that both runs scored. Reads only."""
+        from rompatch.bench.tables import compare
+
+        return compare(self.bench_results(first), self.bench_results(second))
+
+    def bench_worst(self, run: str) -> tuple[FailedRecord, ...]:
+        """The records of a run that failed or have failing prompts, worst first. Reads only."""
+        from rompatch.bench.failures import worst
+
+        return worst(self.bench_results(run, prompts=True))
+
+    def remove_bench(self, run: str) -> BenchRunRecord:
+        """Forget a run and its results; see :func:`rompatch.workflows.benchmarking.remove`."""
+        from rompatch.workflows import benchmarking
+
+        return benchmarking.remove(self, run)
 
     def check(self, *, mend: bool = False) -> Checked:
         """Whether ledger and files are whole and agree; see :func:`rompatch.workflows.checking.check`."""

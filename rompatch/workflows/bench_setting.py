@@ -1,0 +1,153 @@
+"""What a benchmark is told, and what all its records share: base, layer, hyper-parameters, contexts, statistics."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rompatch.errors import RequestError
+from rompatch.workflows.opened import BaseSpec, OpenStore
+from rompatch.workflows.precision import resolve_precision
+from rompatch.workflows.statistics import AUTOMATIC, statistics_for
+
+if TYPE_CHECKING:
+    from rompatch.bench.running import Setting
+    from rompatch.bench.tasks import Shard
+    from rompatch.bench.texts import TextMeasurer
+    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.models import Base
+    from rompatch.verify.texts import TextFile
+    from rompatch.verify.zsre import Taught
+    from rompatch.workflows.presets import Preset
+
+METHOD = "rome"
+MAX_NAME = 100
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What ``bench`` may be told; None leaves it to the preset.
+
+    Args:
+        limit: only the first so many records of the file.
+        shard: only this part of them, "2/4".
+        name: what the run is called; a name belongs to one run.
+        strict: stop at the first record that fails, instead of recording the failure and going on.
+        retry: try the records again that failed before.
+        generation: let the model write after the generation prompts (GE; RS with *references*). Slow.
+        references, essence: files of texts (:mod:`rompatch.verify.texts`).
+        teach: of zsRE records: the true "answer" (the ROME paper) or the "alternative" (EasyEdit).
+        method: "rome".
+        spec, device, layer, seed, document_start, hparams, statistics, precision, preset: as in
+            :class:`rompatch.workflows.creating.CreateOptions`.
+    """
+
+    limit: int | None = None
+    shard: str | None = None
+    name: str | None = None
+    strict: bool = False
+    retry: bool = False
+    generation: bool = False
+    references: Path | None = None
+    essence: Path | None = None
+    teach: Taught = "answer"
+    method: str = METHOD
+    spec: BaseSpec | None = None
+    device: str = "cpu"
+    layer: int | None = None
+    seed: int = 0
+    document_start: bool | None = None
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    statistics: str = AUTOMATIC
+    precision: str = AUTOMATIC
+    preset: Path | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The files of texts and their hashes; None where none was named."""
+
+    references: TextFile | None = None
+    essence: TextFile | None = None
+    hashes: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def text_files(options: BenchOptions) -> Texts:
+    """The files of texts that *options* name.
+
+    Raises:
+        SuiteError: one cannot be read, or holds no texts.
+    """
+    from rompatch.default_model import file_sha256
+    from rompatch.verify.texts import load_texts
+
+    paths = {"references": options.references, "essence": options.essence}
+    loaded = {name: None if path is None else load_texts(path) for name, path in paths.items()}
+    hashes = {name: None if path is None else file_sha256(path) for name, path in paths.items()}
+    return Texts(loaded["references"], loaded["essence"], hashes)
+
+
+def make_setting(store: OpenStore, options: BenchOptions, texts: Texts) -> tuple[Setting, Preset]:
+    """The base, loaded, and everything else that all records share: as ``create`` would choose it."""
+    from rompatch.bench.running import Setting
+    from rompatch.compute.contexts import sample_contexts
+    from rompatch.workflows.presets import preset_for
+
+    base = store.base(options.spec or store.base_spec(), device=options.device)
+    preset = preset_for(base, options.preset)
+    document_start = preset.document_start if options.document_start is None else options.document_start
+    layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
+    site, hparams = base.site(layer), _hparams(preset, options)
+    hparams = replace(hparams, precision=resolve_precision(base, site, options.precision, store.reporter))
+    measurer = _measurer(base, document_start, texts, options)
+    statistics = statistics_for(base, site, options.statistics, options.seed, store.reporter)
+    contexts = sample_contexts(base.model, base.tokenizer, options.seed)
+    return Setting(base, site, contexts, statistics, hparams, options.seed, document_start, measurer), preset
+
+
+def _hparams(preset: Preset, options: BenchOptions) -> RomeHparams:
+    from rompatch.compute.methods.rome import RomeHparams
+
+    try:
+        return RomeHparams(**{**preset.hparams, **options.hparams})
+    except TypeError as problem:
+        raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(options.hparams)) from problem
+
+
+def _measurer(base: Base, document_start: bool, texts: Texts, options: BenchOptions) -> TextMeasurer | None:
+    from rompatch.bench.texts import TextMeasurer
+
+    if not options.generation and texts.essence is None:
+        return None
+    return TextMeasurer(
+        base,
+        document_start=document_start,
+        seed=options.seed,
+        generation=options.generation,
+        references=texts.references,
+        about=texts.essence,
+    )
+
+
+def check_options(options: BenchOptions) -> Shard:
+    """What can be refused before anything is read."""
+    from rompatch.bench.tasks import Shard
+
+    if options.limit is not None and options.limit < 1:
+        raise RequestError("The limit must be at least 1.", found=options.limit)
+    if options.method != METHOD:
+        raise RequestError(f"There is no method {options.method!r}.", expected=METHOD)
+    if options.references is not None and not options.generation:
+        raise RequestError(
+            "Reference texts are compared with what the model writes, and it does not write anything here.",
+            next_step="Add --generation, or leave --references out.",
+        )
+    name = options.name
+    if name is not None and (
+        not name.strip() or len(name) > MAX_NAME or any(unicodedata.category(char).startswith("C") for char in name)
+    ):
+        raise RequestError(f"{name[:40]!r} is no name for a run.", expected=f"1 to {MAX_NAME} visible characters")
+    return Shard() if options.shard is None else Shard.parse(options.shard)
