@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rompatch.errors import GateError, RequestError
+from rompatch.errors import GateError
 from rompatch.store.records import PatchRecord, ScoreRecord, StackRecord, VerificationRecord
 from rompatch.versions import library_versions
+from rompatch.workflows.gates import GateResult, check_limits, check_scores, missed_reasons
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rompatch.verify.metrics import Scores
     from rompatch.verify.suite import Suite
 
-GATES = ("s", "es", "ps", "ns")
 _COUNT_OF = {"es": "n_rewrite", "em": "n_rewrite", "ps": "n_paraphrase", "pm": "n_paraphrase"} | {
     "ns": "n_neighbourhood",
     "nm": "n_neighbourhood",
@@ -54,7 +53,8 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Verified:
-    """The scores before and after, every prompt with its numbers, and the gates that were missed (in words)."""
+    """The scores before and after, every prompt with its numbers, the gates that were missed (in words), and all gates
+    with what was measured for them."""
 
     patch: PatchRecord
     before: Evaluation
@@ -62,6 +62,7 @@ class Verified:
     changes: tuple[PromptChange, ...]
     missed_gates: tuple[str, ...]
     run: VerificationRecord | None
+    gates: tuple[GateResult, ...] = ()
 
     @property
     def worst(self) -> tuple[PromptChange, ...]:
@@ -104,7 +105,7 @@ def verify(store: OpenStore, name: str, options: VerifyOptions | None = None) ->
         RequestError: an unknown gate.
     """
     options = options or VerifyOptions()
-    _check_gate_names(options.gates)
+    check_limits(options.gates)
     record = store.resolve(name)
     suite = suite_of(record, options.suite)
     document_start = record.header.document_start
@@ -112,10 +113,10 @@ def verify(store: OpenStore, name: str, options: VerifyOptions | None = None) ->
     members = _members(store, record, stack)
     spec = options.spec or store.spec_for([record], options.model, options.dtype, options.module)
     options = replace(options, spec=spec)
-    before = _evaluate(store, [], suite, document_start, options, "before")
-    after = _evaluate(store, members, suite, document_start, options, "after")
+    before, after = _evaluate(store, members, suite, document_start, options)
     run = _record(store, record, before, after, members, stack) if options.record else None
-    return Verified(record, before, after, _changes(before, after), missed(after.scores, options.gates), run)
+    results = check_scores(after.scores, options.gates, record.id)
+    return Verified(record, before, after, _changes(before, after), missed_reasons(results, {}), run, results)
 
 
 def suite_of(record: PatchRecord, path: Path | None) -> Suite:
@@ -141,17 +142,6 @@ def suite_of(record: PatchRecord, path: Path | None) -> Suite:
     return suite
 
 
-def missed(scores: Scores, gates: Mapping[str, float]) -> tuple[str, ...]:
-    """The gates that *scores* miss, in words; a score that was not measured misses its gate."""
-    found = []
-    for name, least in gates.items():
-        value = getattr(scores, name)
-        if value is None or value < least:
-            measured = "not measured" if value is None else f"{100 * value:.1f}"
-            found.append(f"{name.upper()} {measured}, at least {100 * least:.1f} wanted")
-    return tuple(found)
-
-
 def _members(store: OpenStore, record: PatchRecord, stack: StackRecord | None) -> list[str]:
     """Ids of *record* and of the patches in *stack* at its revision, whatever has become of it since."""
     others = () if stack is None else store.ledger.members(stack, stack.revision)
@@ -159,19 +149,19 @@ def _members(store: OpenStore, record: PatchRecord, stack: StackRecord | None) -
 
 
 def _evaluate(
-    store: OpenStore, patch_ids: list[str], suite: Suite, document_start: bool, options: VerifyOptions, phase: str
-) -> Evaluation:
-    from rompatch.verify.evaluation import evaluate
+    store: OpenStore, patch_ids: list[str], suite: Suite, document_start: bool, options: VerifyOptions
+) -> tuple[Evaluation, Evaluation]:
+    from rompatch.workflows.scoring import before_and_after
 
-    with store.session(patch_ids, spec=options.spec, device=options.device) as model:
-        tokenizer = store.base(options.spec, device=options.device).tokenizer
-        return evaluate(
-            model,
-            tokenizer,
-            suite,
-            document_start=document_start,
-            on_progress=lambda done, total: store.reporter.step(f"scoring {phase}", done, total),
-        )
+    patches = [store.blobs.get(store.resolve(patch_id).id) for patch_id in patch_ids]
+    (found,) = before_and_after(
+        store.base(options.spec, device=options.device),
+        [suite],
+        [patches],
+        document_start=document_start,
+        on_progress=lambda done, total: store.reporter.step("scoring", done, total),
+    )
+    return found
 
 
 def _changes(before: Evaluation, after: Evaluation) -> tuple[PromptChange, ...]:
@@ -188,9 +178,7 @@ def _record(
     members: list[str],
     stack: StackRecord | None,
 ) -> VerificationRecord:
-    scores = [
-        score for phase, evaluation in (("pre", before), ("post", after)) for score in _rows(phase, evaluation.scores)
-    ]
+    scores = [*score_rows("pre", before.scores), *score_rows("post", after.scores)]
     return store.ledger.record_verification(
         after.name,
         source=after.source,
@@ -200,11 +188,17 @@ def _record(
         revision=None if stack is None else stack.revision,
         prompts={"before": before.to_json(), "after": after.to_json()},
         settings={"document_start": after.document_start, "in_stack": stack is not None, "patches": members},
-        environment={**library_versions(), "python": platform.python_version(), "machine": platform.machine()},
+        environment=environment(),
     )
 
 
-def _rows(phase: str, scores: Scores) -> list[ScoreRecord]:
+def environment() -> dict[str, str]:
+    """What a run is recorded with: library versions and machine."""
+    return {**library_versions(), "python": platform.python_version(), "machine": platform.machine()}
+
+
+def score_rows(phase: str, scores: Scores) -> list[ScoreRecord]:
+    """*scores* as the ledger keeps them."""
     values: dict[str, float | int | None] = scores.to_json()
     rows = [
         ScoreRecord(phase, metric, None if values[metric] is None else float(values[metric] or 0), int(values[n] or 0))
@@ -212,11 +206,3 @@ def _rows(phase: str, scores: Scores) -> list[ScoreRecord]:
     ]
     total = sum(int(values[n] or 0) for n in ("n_rewrite", "n_paraphrase", "n_neighbourhood"))
     return [*rows, ScoreRecord(phase, "s", scores.s, total)]
-
-
-def _check_gate_names(gates: Mapping[str, float]) -> None:
-    for name, least in gates.items():
-        if name not in GATES:
-            raise RequestError(f"There is no score {name!r} to gate on.", expected=", ".join(GATES))
-        if not 0 <= least <= 1 or math.isnan(least):
-            raise RequestError(f"The gate on {name.upper()} must lie between 0 and 100.", found=100 * least)

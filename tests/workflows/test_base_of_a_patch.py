@@ -71,7 +71,7 @@ class Meddler(Heard):
     patch_id: str
 
     def step(self, phase: str, done: int, total: int) -> None:
-        if phase == "scoring before" and not self.store.ledger.revisions("main")[0].number > 1:
+        if phase == "scoring" and not self.store.ledger.revisions("main")[0].number > 1:
             self.store.apply(self.patch_id)
 
 
