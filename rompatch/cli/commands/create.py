@@ -41,7 +41,7 @@ HPARAMS = (
 )
 """Options that are hyper-parameters of the method, by its own names."""
 
-_method_options = stacked(
+method_options = stacked(
     option("--layer", type=int, metavar="N", group=MODEL, help="The layer to edit. Default: the preset's."),
     option("--preset", type=PATH, metavar="FILE", group=METHOD, help="Layer and hyper-parameters from a JSON file."),
     option("--seed", type=int, default=0, show_default=True, metavar="N", group=METHOD, help="Of the contexts."),
@@ -116,7 +116,7 @@ _method_options = stacked(
 @message_option
 @json_option
 @model_options
-@_method_options
+@method_options
 def create_command(settings: Settings, subject: str, relation: str, object: str, as_json: bool, **given: Any) -> None:
     """Compute a patch that changes one fact, and record it.
 
