@@ -87,10 +87,6 @@ class BenchResultRecord:
     measurements: Mapping[str, Any] = field(default_factory=dict)
     prompts: Mapping[str, Any] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields by name but the prompts."""
-        return {name: value for name, value in vars(self).items() if name != "prompts"}
-
 
 def bench_run_id(settings: Mapping[str, Any], name: str | None) -> str:
     """64 hex digits: the run that those settings and that name mean."""

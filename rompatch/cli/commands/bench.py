@@ -162,7 +162,11 @@ def _notes(settings: Settings, done: Benched) -> None:
     reporter, run = settings.reporter(), done.run
     if run.failed:
         reporter.note(f"{render.counted(run.failed, 'record')} failed: rompatch bench worst {run.short_id}")
-    reporter.note(f"run {run.short_id}" + (f" ({run.name})" if run.name else "") + f": {render.counted(run.scored, 'record')} scored")
+    reporter.note(
+        f"run {run.short_id}"
+        + (f" ({run.name})" if run.name else "")
+        + f": {render.counted(run.scored, 'record')} scored"
+    )
 
 
 for _subcommand in (counterfact, zsre, *VIEWS):

@@ -15,7 +15,7 @@ from rompatch.cli.settings import Settings
 if TYPE_CHECKING:
     from rompatch.bench.failures import FailedPrompt, FailedRecord
     from rompatch.bench.tables import Change, Line
-    from rompatch.store.bench import BenchRunRecord
+    from rompatch.store.bench import BenchResultRecord, BenchRunRecord
 
 FORMATS = ("text", "markdown", "csv", "json")
 
@@ -62,7 +62,7 @@ def show(settings: Settings, run: str, as_json: bool) -> None:
             {
                 "run": found.to_json(),
                 "table": [line.to_json() for line in lines],
-                "failed": [result.to_json() for result in failed],
+                "failed": [_failure(result) for result in failed],
             }
         )
         return
@@ -70,6 +70,11 @@ def show(settings: Settings, run: str, as_json: bool) -> None:
     if failed:
         parts.append("\n".join(["failed:", *(f"  {_name(one.position, one.case_id)}: {one.error}" for one in failed)]))
     click.echo("\n\n".join(parts))
+
+
+def _failure(result: BenchResultRecord) -> dict[str, Any]:
+    names = ("position", "case_id", "request", "error_kind", "error")
+    return {name: getattr(result, name) for name in names}
 
 
 def _facts(run: BenchRunRecord) -> list[tuple[str, str | None]]:
