@@ -8,7 +8,7 @@
     │   ├── UnknownModelError   no folder, GGUF file, alias or hub id of that name
     │   ├── ArchitectureError   the down-projection cannot be found unambiguously
     │   ├── SiteError           a layer or module that the model does not have
-    │   └── DownloadError       the default model did not arrive whole
+    │   └── DownloadError       a download did not arrive whole
     ├── BaseMismatchError       a patch was computed for other weights or another tokenizer
     ├── PatchFileError          a patch file is truncated, damaged or hostile
     ├── StatisticsError         key statistics are missing, damaged or not finite

@@ -47,24 +47,6 @@ def until_stopped() -> Iterator[None]:
 
 
 @contextmanager
-def contiguous_input(module: nn.Module | None) -> Iterator[None]:
-    """Hand *module* its input in one piece of memory while the context lasts; None does nothing.
-
-    A slice of hidden states is not: a linear layer then multiplies row by row, reading its whole weight each time.
-    """
-
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].contiguous(), *args[1:])
-
-    handle = None if module is None else module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-@contextmanager
 def edit_output(module: nn.Module, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Replace the output of *module* by ``edit(output)`` while the context lasts. *edit* must not write in place."""
 

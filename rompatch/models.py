@@ -65,11 +65,6 @@ class Base:
         return input_device(self.model)
 
     @property
-    def device(self) -> torch.device:
-        """The same; ``model.device`` says "meta" where the embeddings are offloaded."""
-        return self.input_device
-
-    @property
     def n_layers(self) -> int:
         """How many decoder layers there are."""
         return sites.n_layers(self.model, self.architecture)

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rompatch.edits import PLACEHOLDER
 from rompatch.errors import ComputeError
+from rompatch.offload import input_device
 from rompatch.tokens import encode_prompt, pad, pad_id
 
 STARTERS = (
@@ -72,7 +73,7 @@ def sample_text(
         [encode_prompt(tokenizer, starter, True) for starter in starters],
         pad_id(tokenizer),
         side="left",
-        device=model.device,
+        device=input_device(model),
     )
     config = GenerationConfig(
         do_sample=True,
@@ -82,7 +83,7 @@ def sample_text(
         pad_token_id=pad_id(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
     )
-    devices = [model.device] if model.device.type == "cuda" else []
+    devices = [input_device(model)] if input_device(model).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
         try:

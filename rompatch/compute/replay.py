@@ -31,8 +31,9 @@ from torch.utils._pytree import tree_map_only
 from transformers import DynamicCache, PreTrainedModel
 
 from rompatch.compute.rows import RowBatch
-from rompatch.hooks import capture_inputs, edit_output, until_stopped
-from rompatch.offload import input_device
+from rompatch.hooks import capture_inputs, edit_output, recomputed, until_stopped
+from rompatch.offload import input_device, is_offloaded
+from rompatch.recording import capture_outputs, handing_back
 from rompatch.sites import Site
 from rompatch.tokens import Batch, pad
 
@@ -106,7 +107,8 @@ class Replay:
     def logits(self, delta: Tensor) -> Tensor:
         """See :class:`Replayer`."""
         rows = delta[self._batch.row_request]
-        with self._replaying(), self._products(), edit_output(self._site.module, add_at(rows, self._edit)):
+        edit = edit_output(self._site.module, add_at(rows, self._edit))
+        with self._replaying(), self._products(), self._offloading(), edit:
             return self._forward().float()
 
     def narrow(self, kept: Sequence[int]) -> Replay:
@@ -150,32 +152,22 @@ class Replay:
 
     def _record_below(self) -> list[Any]:
         """What each layer below the site's returns, from a pass over the tail that stops above them."""
-        recorded: list[Any] = []
         cached = {"use_cache": False} if self._cache is None else {"use_cache": True, "past_key_values": self._cache}
         with ExitStack() as stack:
-            for layer in self._layers[: self._site.layer]:
-                handle = layer.register_forward_hook(lambda _module, _args, output: recorded.append(output))
-                stack.callback(handle.remove)
+            seen = [stack.enter_context(capture_outputs(layer)) for layer in self._layers[: self._site.layer]]
             stack.enter_context(capture_inputs(self._site.module, stop=True))
             stack.enter_context(until_stopped())
             self._model(**self._kwargs, **cached)
-        return recorded
+        return [outputs[0] for outputs in seen]
 
-    @contextmanager
-    def _replaying(self) -> Iterator[None]:
+    def _replaying(self) -> AbstractContextManager[None]:
         """Layers below the site's hand back their recordings."""
-        lower = list(self._layers[: self._site.layer])
-        own = [vars(layer).get("forward") for layer in lower]  # accelerate's hooks put one on the layer itself
-        try:
-            for layer, output in zip(lower, self._below, strict=True):
-                layer.forward = _returning(output)
-            yield
-        finally:
-            for layer, forward in zip(lower, own, strict=True):
-                if forward is None:
-                    vars(layer).pop("forward", None)
-                else:
-                    layer.forward = forward
+        return handing_back(list(self._layers[: self._site.layer]), self._below)
+
+    def _offloading(self) -> AbstractContextManager[None]:
+        """Where weights are brought in layer by layer, autograd must not keep them until the backward pass. The site's
+        own layer is left out: the hook that edits it is gone by then."""
+        return recomputed(self._layers[self._site.layer + 1 :]) if is_offloaded(self._model) else nullcontext()
 
 
 class FrozenCache(DynamicCache):
@@ -261,10 +253,6 @@ def _row_selector(n_rows: int, wanted: Tensor) -> Callable[[Tensor], Tensor]:
         raise TypeError(f"a recording of shape {tuple(tensor.shape)} for {n_rows} rows")
 
     return select
-
-
-def _returning(value: Any) -> Callable[..., Any]:
-    return lambda *_args, **_kwargs: value
 
 
 def _inputs(model: PreTrainedModel, batch: Batch, *, start: int = 0, stop: int | None = None) -> dict[str, Tensor]:

@@ -21,10 +21,12 @@ def mean_key(keys: Tensor) -> Tensor:
 
 
 def with_ridge(second_moment: Tensor, ridge: float) -> Tensor:
-    """C + ridge * mean(diag C) * I: C of a finite sample is singular in directions it never saw.
-    (d_in, d_in) -> (d_in, d_in)"""
-    scale = ridge * second_moment.diagonal().mean()
-    return second_moment + scale * torch.eye(len(second_moment), dtype=second_moment.dtype)
+    """C + ridge * mean(diag C) * I in float64: C of a finite sample is singular in directions it never saw.
+    (d_in, d_in) -> (d_in, d_in), a copy; the identity is never formed."""
+    ridged = second_moment.to(torch.float64, copy=True)
+    diagonal = ridged.diagonal()
+    diagonal += ridge * diagonal.mean()
+    return ridged
 
 
 def inverse_rows(keys: Tensor, factor: Tensor) -> Tensor:

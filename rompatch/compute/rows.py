@@ -60,8 +60,8 @@ class ValueRows:
 class RowBatch:
     """The rows of several requests, one after the other, and the positions of them that are read.
 
-    Reads come in the order of the requests; within one, row by row and token by token, the essence last. All tensors
-    below are (n_read,) unless they say otherwise.
+    First come the reads of target tokens, in the order of requests, rows and tokens; behind them one read a request,
+    of its essence prompt. So both kinds are slices of the logits, which are too large to be copied for nothing.
     """
 
     requests: tuple[ValueRows, ...]
@@ -71,36 +71,36 @@ class RowBatch:
         """Every row of every request."""
         return [row for request in self.requests for row in request.rows]
 
+    @property
+    def n_target_reads(self) -> int:
+        """How many reads are of target tokens."""
+        return len(self.targets)
+
     @cached_property
     def row_request(self) -> Tensor:
         """The request that each row belongs to, (n_rows,)."""
         return _repeated([len(request.rows) for request in self.requests])
 
     @cached_property
-    def read_request(self) -> Tensor:
-        """The request that each read belongs to."""
-        return _repeated([(len(r.rows) - 1) * r.n_target + 1 for r in self.requests])
-
-    @cached_property
-    def is_essence(self) -> Tensor:
-        """Which reads are of the essence prompt: the last of each request, so in the requests' order."""
-        following = torch.cat([self.read_request[1:], torch.tensor([-1])])
-        return self.read_request != following
+    def target_request(self) -> Tensor:
+        """The request that each read of a target token belongs to, (n_target_reads,)."""
+        return _repeated([(len(request.rows) - 1) * request.n_target for request in self.requests])
 
     @cached_property
     def targets(self) -> Tensor:
-        """The token wanted at each read that is not of the essence prompt, (n_read - n_requests,)."""
+        """The token wanted at each read of a target token, (n_target_reads,)."""
         return torch.cat([request.target_ids.repeat(len(request.rows) - 1) for request in self.requests])
 
     def read_positions(self, width: int) -> Tensor:
-        """Indices of the reads into rows of *width* tokens, aligned at their ends and laid one after the other."""
-        places, first = [], 0
+        """Indices of the reads, (n_target_reads + n_requests,), into rows of *width* tokens, aligned at their ends and
+        laid one after the other."""
+        targets, essence, first = [], [], 0
         for request in self.requests:
             ends = (torch.arange(len(request.rows)) + first + 1) * width
-            back = torch.arange(-request.n_target, 0)
-            places += [(ends[:-1, None] + back).reshape(-1), ends[-1:] - 1]
+            targets.append((ends[:-1, None] + torch.arange(-request.n_target, 0)).reshape(-1))
+            essence.append(ends[-1:] - 1)
             first += len(request.rows)
-        return torch.cat(places)
+        return torch.cat([*targets, *essence])
 
     def edit_positions(self, width: int) -> Tensor:
         """Indices of the edited tokens, (n_rows,), into rows laid out as for :meth:`read_positions`."""

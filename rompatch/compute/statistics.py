@@ -130,15 +130,15 @@ def cholesky_factor(second_moment: Tensor, ridge: float) -> Tensor:
     Raises:
         StatisticsError: NaN or infinity in C, or no factor at this ridge.
     """
-    matrix = second_moment.double()
-    if not torch.isfinite(matrix).all():
+    finite = torch.isfinite(second_moment)
+    if not finite.all():
         raise StatisticsError(
             "The key statistics hold values that are not finite.",
             expected="a finite second moment",
-            found=f"{int((~torch.isfinite(matrix)).sum())} NaN or infinite entries",
+            found=f"{int((~finite).sum())} NaN or infinite entries",
             next_step="Remove them with `rompatch stats rm` and build them anew; use --dtype float32.",
         )
-    factor, info = torch.linalg.cholesky_ex(rome.with_ridge(matrix, ridge))
+    factor, info = torch.linalg.cholesky_ex(rome.with_ridge(second_moment, ridge))
     if int(info) != 0:
         raise StatisticsError(
             "The key statistics have no Cholesky factor.",

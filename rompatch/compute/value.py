@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from rompatch.compute import rome
 from rompatch.compute.optimisers import LBFGS, Adam, Optimiser
@@ -111,13 +112,12 @@ class Objective:
     def __call__(self, delta: Tensor) -> Losses:
         """(n_requests, d_out) -> the losses."""
         batch, hparams = self._batch, self._hparams
-        # The log-softmax runs in float32: in half precision the loss has two digits.
-        log_probs = torch.log_softmax(self._replayer.logits(delta), dim=1)
-        essence = log_probs[batch.is_essence]
+        logits = self._replayer.logits(delta)  # float32: in half precision the loss has two digits
+        wanted = -cross_entropy(logits[: batch.n_target_reads], batch.targets.to(logits.device), reduction="none")
+        essence = torch.log_softmax(logits[batch.n_target_reads :], dim=1)
         if self._essence is None:
             self._essence = essence.detach().clone()
-        wanted = log_probs[~batch.is_essence].gather(1, batch.targets.to(log_probs.device)[:, None])[:, 0]
-        target = rome.target_losses(wanted.to(delta.device), batch.read_request[~batch.is_essence])
+        target = rome.target_losses(wanted.to(delta.device), batch.target_request)
         kl = hparams.kl_factor * rome.essence_loss(essence, self._essence).to(delta.device)
         decay = hparams.weight_decay * rome.weight_decay_penalty(delta, self._norms)
         return Losses(target + kl + decay, target, kl, decay)

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import RequestError, SuiteError
+from rompatch.offload import input_device
 from rompatch.tokens import context_length, encode_prompt, pad, pad_id
 from rompatch.verify.probabilities import evaluation_mode
 
@@ -55,7 +56,7 @@ def generate(
     texts: list[str] = []
     with torch.inference_mode(), evaluation_mode(model), _without_own_settings(model), _seeded(model, seed):
         for start in range(0, len(rows), MAX_ROWS):
-            batch = pad(rows[start : start + MAX_ROWS], pad_id(tokenizer), side="left", device=model.device)
+            batch = pad(rows[start : start + MAX_ROWS], pad_id(tokenizer), side="left", device=input_device(model))
             ids: Any = model.generate(**batch.to_kwargs(), generation_config=settings)  # type: ignore[operator]
             new = ids[:, batch.input_ids.shape[1] :]
             texts.extend(str(tokenizer.decode(row, skip_special_tokens=True)) for row in new)
@@ -111,7 +112,7 @@ def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    devices = [model.device] if model.device.type == "cuda" else []
+    devices = [input_device(model)] if input_device(model).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

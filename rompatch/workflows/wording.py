@@ -102,7 +102,7 @@ def _log_likelihoods(base: Base, texts: Sequence[str], document_start: bool) -> 
     from rompatch.tokens import encode_prompt, pad, pad_id
 
     rows = [encode_prompt(base.tokenizer, text, document_start) for text in texts]
-    batch = pad(rows, pad_id(base.tokenizer), side="right", device=base.model.device)
+    batch = pad(rows, pad_id(base.tokenizer), side="right", device=base.input_device)
     with torch.inference_mode():
         logits = base.model(**batch.to_kwargs(), use_cache=False).logits.float()
     log_probs = torch.log_softmax(logits[:, :-1], dim=2).gather(2, batch.input_ids[:, 1:, None])[..., 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_lbfgs_never_climbs_and_never_leaves_its_ball(seed: int, n_rows: int, ra
     problem, _ = bowls(n_rows, 4, seed)
     optimiser = lbfgs(n_rows, 4, radius)
     losses = run(optimiser, problem, 15)
-    assert all(bool((later <= earlier).all()) for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(bool((later <= earlier).all()) for earlier, later in pairwise(losses))
     assert bool((optimiser.point.norm(dim=1) <= radius * (1 + 1e-5)).all())
 
 
