@@ -29,7 +29,7 @@ COMMANDS: dict[str, Entry] = {
     "list": Entry("browse", "List patches, newest first.", LOOK),
     "show": Entry("show", "Show everything about one patch.", LOOK),
     "log": Entry("browse", "Show what happened, newest first.", LOOK),
-    "verify": Entry("verify", "Score a patch before and after it is applied.", USE, quick=False),
+    "verify": Entry("verify", "Score a patch before and after it is applied, or a whole stack.", USE, quick=False),
     "bench": Entry("bench", "Score a method on a whole data set, and compare runs.", USE, quick=False),
     "generate": Entry("generate", "Continue prompts with the edited model.", USE, quick=False),
     "bake": Entry("bake", "Write base + stack as a new checkpoint folder.", USE, quick=False),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rompatch.workflows.checking import Checked
     from rompatch.workflows.creating import Created
     from rompatch.workflows.generating import Generated
+    from rompatch.workflows.stack_report import StackVerified
     from rompatch.workflows.verifying import Verified
 
 __all__ = ["BaseSpec", "Store", "open_store"]
@@ -64,6 +65,13 @@ class Store(OpenStore):
         from rompatch.workflows import verifying
 
         return verifying.verify(self, name, verifying.VerifyOptions(**options))
+
+    def verify_stack(self, **options: Any) -> StackVerified:
+        """Score every patch of the stack in force on the finished model, against what it scored alone, and drift;
+        options as in :class:`rompatch.workflows.verifying_stacks.StackVerifyOptions`."""
+        from rompatch.workflows import verifying_stacks
+
+        return verifying_stacks.verify_stack(self, verifying_stacks.StackVerifyOptions(**options))
 
     def generate(self, *prompts: str, **options: Any) -> tuple[Generated, ...]:
         """Continue prompts; options as in :class:`rompatch.workflows.generating.GenerateOptions`."""

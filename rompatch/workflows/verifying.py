@@ -114,7 +114,7 @@ def verify(store: OpenStore, name: str, options: VerifyOptions | None = None) ->
     spec = options.spec or store.spec_for([record], options.model, options.dtype, options.module)
     options = replace(options, spec=spec)
     before, after = _evaluate(store, members, suite, document_start, options)
-    run = _record(store, record, before, after, members, stack) if options.record else None
+    run = record_patch(store, record, before, after, members, stack) if options.record else None
     results = check_scores(after.scores, options.gates, record.id)
     return Verified(record, before, after, _changes(before, after), missed_reasons(results, {}), run, results)
 
@@ -170,7 +170,7 @@ def _changes(before: Evaluation, after: Evaluation) -> tuple[PromptChange, ...]:
     return compare(before, after)
 
 
-def _record(
+def record_patch(
     store: OpenStore,
     record: PatchRecord,
     before: Evaluation,
@@ -178,6 +178,7 @@ def _record(
     members: list[str],
     stack: StackRecord | None,
 ) -> VerificationRecord:
+    """Write a run of *record* with the patches *members* in the model (those of *stack*, or itself alone). Writes."""
     scores = [*score_rows("pre", before.scores), *score_rows("post", after.scores)]
     return store.ledger.record_verification(
         after.name,

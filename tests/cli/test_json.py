@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calling import CHECKOUT, TOWER, Run, put, read
+from calling import CHECKOUT, QUICK, TOWER, Run, put, read
 from tiny_patches import tiny_patch
 
 from rompatch.cli.reference import all_commands
@@ -102,6 +102,17 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     check("rompatch generate", read(run("generate", "Rome", "--compare", "--max-new-tokens", 2, "--json")))
     baked = read(run("bake", "out", "--json"))
     check("rompatch bake", baked, baked | {"left_out": ["optimizer.pt"]})
+
+
+def test_a_stack_that_was_checked(run: Run, made: str, place: Path) -> None:
+    big_ben = ("create", "Big Ben", "located in", "Rome", *QUICK, "--json")
+    other = read(run(*big_ben, "--seed", 1))["id"]
+    run("apply", made, other)
+    sample = read(run("verify", "--stack", "--max-drift", 0, "--min-s", 100, "--json", code=3))
+    alone = sample["patches"][0]["prompts"][0]
+    sample["patches"][0]["lost"].append({"alone": alone, "in_stack": alone})  # pico models are too random to tell
+    sample["patches"][0]["untested"].append("something")
+    check("StackCheck", sample)
 
 
 def test_the_ledger_s_commands(run: Run, two: tuple[str, str], place: Path) -> None:
