@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fast lint check docs clean
+.PHONY: help venv demo test fast lint check docs bench clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -47,6 +47,11 @@ check: lint test ## what CI runs: lint, then every test (the import ranks are on
 
 docs: $(STAMP) ## write docs/cli.md from the commands' own help
 	@$(BIN)/python -m rompatch.cli.reference
+
+# Measured with threads that spin: the sides of a ratio take turns, and nothing else should run meanwhile.
+bench: $(STAMP) ## measure speed and memory: edits, statistics, verification, start-up; about 20 minutes on quiet cores
+	@for each in "speed.py --plot docs/images/growth.svg" key_statistics.py memory.py startup.py; do \
+	  echo "== $$each"; env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/$$each || exit 1; done
 
 clean: ## remove the environment and everything built
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -54,7 +54,7 @@ class NaiveLoop:
         at = delta.detach().requires_grad_(True)
         loss = self.loss(at)
         (gradient,) = torch.autograd.grad(loss, at)
-        return float(loss), gradient
+        return float(loss.detach()), gradient
 
     def optimise(self, on_step: Callable[[], None] = lambda: None) -> list[float]:
         """The loss at every step."""

@@ -71,10 +71,10 @@ def taking_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def matmul_rate(size: int = 2048, rounds: int = 7) -> float:
-    """The best rate of a large float32 product here, in operations a second."""
+    """The rate of a large float32 product here and now, in operations a second: the middle of some."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     left @ right
-    return 2 * size**3 / min(seconds(lambda: left @ right) for _ in range(rounds))
+    return 2 * size**3 / statistics.median(seconds(lambda: left @ right) for _ in range(rounds))
 
 
 class Edit:
@@ -111,7 +111,7 @@ def edit_part(base: Base, layer: int, requests: Sequence[EditRequest], fast: Rom
     contexts = sample_contexts(base.model, base.tokenizer, 0)
     plain = replace(PLAIN, early_stop_loss=0.0)  # the same number of steps for both
     shape = shape_of(base.model, base.architecture, base.site(layer).d_in)
-    rate, rows = matmul_rate(), []
+    rates, rows = [matmul_rate()], []
     Edit(base, layer, contexts, requests[0]).replayed(replace(plain, steps=2))  # the check of the replay, once
     for request in requests:
         edit = Edit(base, layer, contexts, request)
@@ -128,6 +128,8 @@ def edit_part(base: Base, layer: int, requests: Sequence[EditRequest], fast: Rom
                 ("best", lambda: edit.replayed(fast)),  # noqa: B023
             )
         }
+        rates.append(matmul_rate())  # before and after each edit: other work on the machine slows both
+        rate = statistics.mean(rates[-2:])
         cost = replay_cost(shape, layer, [edit.rows(plain)])
         rows.append(
             {
@@ -147,6 +149,7 @@ def edit_part(base: Base, layer: int, requests: Sequence[EditRequest], fast: Rom
         )
         _print_edit(rows[-1])
     middle = {name: statistics.median(row[name] for row in rows) for name in ("replay_ratio", "best_ratio", "share")}
+    rate = statistics.median(rates)
     print(
         f"median: replay {middle['replay_ratio']:.1f} times as fast as the plain loop, best settings "
         f"{middle['best_ratio']:.1f} times; {middle['share']:.0%} of the matmul rate ({rate / 1e9:.0f} GFLOP/s)"
@@ -169,22 +172,42 @@ def batch_part(base: Base, layer: int, requests: Sequence[EditRequest], fast: Ro
     contexts = sample_contexts(base.model, base.tokenizer, 0)
     site = base.site(layer)
 
+    shape = shape_of(base.model, base.architecture, site.d_in)
+    steps: list[tuple[EditRequest, int]] = []
+
     def run(chunks: Sequence[Sequence[EditRequest]]) -> float:
+        steps.clear()
+
         def work() -> None:
             for chunk in chunks:
-                for _, found in compute_many(base, chunk, site=site, contexts=contexts, statistics=None, hparams=fast):
-                    if isinstance(found, Exception):
-                        raise found
+                found = compute_many(base, chunk, site=site, contexts=contexts, statistics=None, hparams=fast)
+                for index, computation in found:
+                    if isinstance(computation, Exception):
+                        raise computation
+                    steps.append((chunk[index], len(computation.measurements["losses"])))
 
         return seconds(work)
 
     run([requests[:1]])
-    single, together = run([[request] for request in requests]), run([requests])
+    single, rate, together = run([[request] for request in requests]), matmul_rate(), run([requests])
+    chosen = value_contexts(contexts, fast.value_contexts)
+    floor = sum(
+        replay_cost(shape, layer, [value_rows(base.tokenizer, request, chosen, True)]).total(count)
+        for request, count in steps
+    )
+    share = floor / together / rate
     print(
         f"{len(requests)} edits: one by one {single / len(requests):.2f} s an edit, together "
-        f"{together / len(requests):.2f} s an edit, {single / together:.2f} times as fast"
+        f"{together / len(requests):.2f} s an edit, {single / together:.2f} times as fast; "
+        f"{share:.0%} of the matmul rate"
     )
-    return {"edits": len(requests), "single_seconds": single, "batch_seconds": together, "ratio": single / together}
+    return {
+        "edits": len(requests),
+        "single_seconds": single,
+        "batch_seconds": together,
+        "ratio": single / together,
+        "share": share,
+    }
 
 
 GROWTH = {"layers": 8, "layer": 2, "hidden": 256, "inner": 1024, "contexts": 8, "prefix": 12, "tail": 4, "target": 1}

@@ -57,7 +57,7 @@ def stand_in(base: Base, site: Site, request: EditRequest, suite: Suite, start: 
     where = request.template.index("{}")
     code = encode_subject(base.tokenizer, request.prompt, request.subject, where, start)
     with torch.inference_mode(), capture_inputs(site.module, stop=True) as seen, until_stopped():
-        base.model(input_ids=torch.tensor([code.ids], device=base.device), use_cache=False)
+        base.model(input_ids=torch.tensor([code.ids], device=base.input_device), use_cache=False)
     key = seen[0].reshape(-1, site.d_in)[code.subject_last].float().cpu()
     direction = torch.randn(site.d_out, generator=torch.Generator().manual_seed(seed))
     length = LENGTH * (site.matrix().float().cpu() @ key).norm()
@@ -74,12 +74,12 @@ def plain_pass(base: Base, suite: Suite, start: bool) -> list[float]:
         if target is not None
     ]
     rows = [[*pair.prompt_ids, *pair.target_ids] for pair in pairs]
-    batch = pad(rows, pad_id(base.tokenizer), side="right", device=base.device)
+    batch = pad(rows, pad_id(base.tokenizer), side="right", device=base.input_device)
     with torch.inference_mode():
         logits = base.model(**batch.to_kwargs(), use_cache=False).logits
         return [
             torch.log_softmax(logits[i, len(pair.prompt_ids) - 1 : len(row) - 1].float(), -1)
-            .gather(1, torch.tensor(pair.target_ids, device=base.device)[:, None])
+            .gather(1, torch.tensor(pair.target_ids, device=base.input_device)[:, None])
             .mean()
             .item()
             for i, (pair, row) in enumerate(zip(pairs, rows, strict=True))
