@@ -22,7 +22,10 @@ def test_every_layer_meets_every_combination_in_the_order_given() -> None:
 
 def test_a_label_names_only_what_tells_candidates_apart() -> None:
     swept = candidates([4], {"steps": [10, 15], "keys": ["mixed"], "kl_factor": [0.0625, 0.5]})
-    assert [one.label for one in swept[:2]] == ["layer 4, steps 10, kl factor 0.0625", "layer 4, steps 10, kl factor 0.5"]
+    assert [one.label for one in swept[:2]] == [
+        "layer 4, steps 10, kl factor 0.0625",
+        "layer 4, steps 10, kl factor 0.5",
+    ]
     assert [one.label for one in candidates([2, 3], {})] == ["layer 2", "layer 3"]
 
 
