@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "log": Entry("browse", "Show what happened, newest first.", LOOK),
     "verify": Entry("verify", "Score a patch before and after it is applied, or a whole stack.", USE, quick=False),
     "bench": Entry("bench", "Score a method on a whole data set, and compare runs.", USE, quick=False),
+    "tune": Entry("tune", "Find the layer and hyper-parameters for a model; write a preset.", USE, quick=False),
     "generate": Entry("generate", "Continue prompts with the edited model.", USE, quick=False),
     "bake": Entry("bake", "Write base + stack as a new checkpoint folder.", USE, quick=False),
     "use": Entry("use", "Choose the base model that new patches are made for.", MORE),

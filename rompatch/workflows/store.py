@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rompatch.workflows.creating import Created
     from rompatch.workflows.generating import Generated
     from rompatch.workflows.stack_report import StackVerified
+    from rompatch.workflows.tuned import Tuned
     from rompatch.workflows.verifying import Verified
 
 __all__ = ["BaseSpec", "Store", "open_store"]
@@ -178,6 +179,14 @@ class Store(OpenStore):
         from rompatch.workflows.bench_setting import BenchOptions
 
         return benchmarking.bench(self, benchmark, dataset, BenchOptions(**options))
+
+    def tune(self, dataset: str | Path, layers: Iterable[int], **options: Any) -> Tuned:
+        """Find the best of some layers and hyper-parameters on COUNTERFACT records, by successive halving, resumable;
+        options as in :class:`rompatch.workflows.tuned.TuneOptions`. See :func:`rompatch.workflows.tuning.tune`."""
+        from rompatch.workflows import tuning
+        from rompatch.workflows.tuned import TuneOptions
+
+        return tuning.tune(self, dataset, TuneOptions(layers=layers, **options))
 
     def bench_runs(self) -> tuple[BenchRunRecord, ...]:
         """The benchmark runs, newest first. Reads only."""

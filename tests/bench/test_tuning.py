@@ -36,7 +36,7 @@ def test_nothing_to_try_and_the_same_twice_are_refused() -> None:
         candidates([1], {"steps": []})
     with pytest.raises(RequestError, match="layers names 3 twice"):
         candidates([3, 4, 3], {})
-    with pytest.raises(RequestError, match="lr names 0.5 twice"):
+    with pytest.raises(RequestError, match=r"lr names 0\.5 twice"):
         candidates([3], {"lr": [0.5, 0.50]})
 
 
