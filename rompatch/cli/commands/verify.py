@@ -103,7 +103,7 @@ def _check_usage(name: str | None, stack: bool, given: Mapping[str, Any]) -> Non
     if not stack and name is None:
         raise click.MissingParameter("Name a patch, or give --stack.", param_type="argument", param_hint="'NAME'")
     for parameter, flag in (_OF_A_PATCH if stack else _OF_A_STACK).items():
-        if given[parameter] not in (None, False):
+        if given[parameter] is not None and given[parameter] is not False:
             raise click.UsageError(f"{flag} does not go with --stack." if stack else f"{flag} needs --stack.")
 
 
