@@ -75,7 +75,7 @@ class Standing:
     def score(self) -> Score:
         """What it is ranked by."""
         s, em = self.estimates.get("s"), self.estimates.get("em")
-        return Score(s and s.value, em and em.value)
+        return Score(None if s is None else s.value, None if em is None else em.value)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object (documented in docs/json.md)."""

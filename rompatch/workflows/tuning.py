@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,11 @@ def check_options(options: TuneOptions) -> None:
             f"{options.statistics!r} names no key statistics for several layers.",
             expected=f"{AUTOMATIC} or {NO_STATISTICS}",
         )
+    if "precision" in options.grid:
+        raise RequestError("The precision is the machine's, not a candidate's.", next_step="Give it as an option.")
+    wrong = [one for tried in options.grid.values() for one in tried if isinstance(one, float) and not isfinite(one)]
+    if wrong:
+        raise RequestError("A hyper-parameter is no finite number.", found=wrong[0])
     for one in candidates((0,), options.grid):
         try:
             RomeHparams(**one.hparams)
@@ -223,10 +229,20 @@ class _Tuning:
 def _standing(candidate: Candidate, records: int, run: str, results: Sequence[BenchResultRecord]) -> Standing:
     scored = [one for one in results if one.status == SCORED]
     failed = len(results) - len(scored)
-    why = None if scored else next((one.error for one in results), "there are no results")
+    # What an edit fails of tells more than what is wrong with a damaged record, which has no request.
+    errors = [one.error for one in sorted(results, key=lambda one: not one.request)]
     estimates = summarise([one.measures["after"] for one in scored], MEASURES)
     seconds = mean_estimate([_seconds(one) for one in scored])
-    return Standing(candidate, records, run, len(scored), failed, estimates, seconds and round(seconds.value, 3), why)
+    return Standing(
+        candidate,
+        records,
+        run,
+        scored=len(scored),
+        failed=failed,
+        estimates=estimates,
+        seconds=None if seconds is None else round(seconds.value, 3),
+        dropped=None if scored else errors[0],
+    )
 
 
 def _seconds(result: BenchResultRecord) -> float:

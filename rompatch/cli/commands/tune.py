@@ -37,7 +37,7 @@ def values(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
         try:
             return [kind(part.strip()) for part in value.split(",")]
         except ValueError as problem:
-            wanted = {int: "whole numbers", float: "numbers"}[kind]  # type: ignore[index]
+            wanted = "whole numbers" if kind is int else "numbers"
             raise click.BadParameter(f"{value!r} is no list of {wanted} with commas between them.") from problem
 
     return parse
