@@ -247,7 +247,7 @@ def _standing(candidate: Candidate, records: int, run: str, results: Sequence[Be
 
 def _seconds(result: BenchResultRecord) -> float:
     """To compute the edit, without scoring it."""
-    return sum(spent for phase, spent in result.measurements["seconds"].items() if phase != "scoring")
+    return float(sum(spent for phase, spent in result.measurements["seconds"].items() if phase != "scoring"))
 
 
 def _nobody(standings: Sequence[Standing]) -> ComputeError:

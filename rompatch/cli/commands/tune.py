@@ -72,9 +72,7 @@ _grid_options = stacked(
     ),
 )
 @click.argument("file", type=WORDS)
-@option(
-    "--layers", type=LAYERS, required=True, metavar="N,N-M", group=GRID, help="Layers and ranges of layers. Required."
-)
+@option("--layers", type=LAYERS, required=True, metavar="N,N-M", group=GRID, help="Layers and ranges of layers.")
 @option("--out", type=PATH, metavar="FILE", help="Write the best one's preset, with the evidence for it.")
 @option("--force", is_flag=True, help="Overwrite that file.")
 @option(
