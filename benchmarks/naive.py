@@ -6,8 +6,6 @@ log-softmax. Nothing is recorded. Its losses are those of rompatch (compared by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -56,16 +54,15 @@ class NaiveLoop:
         (gradient,) = torch.autograd.grad(loss, at)
         return float(loss.detach()), gradient
 
-    def optimise(self, on_step: Callable[[], None] = lambda: None) -> list[float]:
-        """The loss at every step."""
+    def optimise(self) -> list[float]:
+        """The loss at every step; after the last one no gradient is taken."""
         radius = self._hparams.clamp_norm_factor * self._norm[None]
         adam, losses = Adam(self._start, radius, self._hparams.lr), []
-        for _ in range(self._hparams.steps):
+        for _ in range(self._hparams.steps - 1):
             loss, gradient = self.step(adam.trial)
             adam.tell(torch.tensor([loss]), gradient)
             losses.append(loss)
-            on_step()
-        return losses
+        return [*losses, float(self.loss(adam.trial.requires_grad_(True)).detach())]
 
     def _logits(self, delta: Tensor) -> Tensor:
         def edit(output: Tensor) -> Tensor:

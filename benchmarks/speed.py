@@ -25,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rompatch.compute.contexts import sample_contexts
 from rompatch.compute.cost import EditCost, naive_cost, replay_cost, shape_of
 from rompatch.compute.gather import encode_contexts, gather_keys
-from rompatch.compute.methods.rome import RomeHparams, compute_many, make_replayer, value_contexts
+from rompatch.compute.methods.rome import RomeHparams, compute_many, value_contexts
+from rompatch.compute.replaying import can_replay, make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
 from rompatch.compute.value import Objective, optimise_values
 from rompatch.default_model import DEFAULT_MODEL
@@ -84,7 +85,6 @@ class Edit:
         self.base, self.site = base, base.site(layer)
         self.contexts, self.request = contexts, request
         prompts = encode_contexts(base.tokenizer, request, contexts, True)
-        self.n_key_tokens = sum(row.subject_last + 1 for row in prompts)
         self.output = gather_keys(base.model, base.tokenizer, self.site, prompts).output
 
     def rows(self, hparams: RomeHparams) -> ValueRows:
@@ -94,7 +94,8 @@ class Edit:
     def replayed(self, hparams: RomeHparams) -> list[float]:
         """The recording and all steps; the losses."""
         batch = RowBatch((self.rows(hparams),))
-        replayer, _ = make_replayer(self.base, self.site, batch)
+        replay = can_replay(self.base, self.site, batch)
+        replayer = make_replayer(self.base, self.site, batch, replay=replay)
         objective = Objective(replayer, batch, self.output.norm()[None], hparams)
         (found,) = optimise_values(objective, self.output[None], hparams)
         if isinstance(found, Exception):
@@ -276,8 +277,8 @@ def _step_times(base: Base, sizes: dict[str, int], rounds: int) -> dict[str, flo
     site, rows = base.site(sizes["layer"]), synthetic_rows(sizes)
     batch, hparams = RowBatch((rows,)), replace(PLAIN, early_stop_loss=0.0)
     output = torch.ones(1, site.d_out)
-    replayer, replayed = make_replayer(base, site, batch)
-    assert replayed
+    assert can_replay(base, site, batch)
+    replayer = make_replayer(base, site, batch, replay=True)
     objective = Objective(replayer, batch, output.norm(dim=1), hparams)
     naive = NaiveLoop(base, site, rows, output[0], hparams)
     start = torch.zeros(1, site.d_out)

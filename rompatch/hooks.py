@@ -5,7 +5,7 @@ Every function here is a context manager that undoes itself, also when the modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -69,16 +69,42 @@ def recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
     its layer's gradient needs it: a model larger than memory would be in memory whole.
     """
     wrapped = list(layers)
-    own = [vars(layer).get("forward") for layer in wrapped]  # accelerate puts one on the layer itself
+    again = [partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in wrapped]
+    # Stopping early would leave the last offloaded weights where they are.
+    with forwards_replaced(wrapped, again), set_checkpoint_early_stop(False):
+        yield
+
+
+@contextmanager
+def forwards_replaced(
+    modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]], *, under_hooks: bool = False
+) -> Iterator[None]:
+    """While the context lasts each of *modules* runs its entry of *forwards*; afterwards what it ran before, be it its
+    class's or one that somebody put on the module itself.
+
+    Args:
+        under_hooks: leave accelerate's hooks, which wrap a module's forward, around the new one.
+    """
+    names = ["_old_forward" if under_hooks and hasattr(one, "_old_forward") else "forward" for one in modules]
+    own = [vars(module).get(name) for module, name in zip(modules, names, strict=True)]
     try:
-        for layer in wrapped:
-            # Stopping early would leave the last offloaded weights where they are.
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-        with set_checkpoint_early_stop(False):
-            yield
+        for module, name, forward in zip(modules, names, forwards, strict=True):
+            setattr(module, name, forward)
+        yield
     finally:
-        for layer, forward in zip(wrapped, own, strict=True):
-            if forward is None:
-                vars(layer).pop("forward", None)
+        for module, name, before in zip(modules, names, own, strict=True):
+            if before is None:
+                vars(module).pop(name, None)
             else:
-                layer.forward = forward
+                setattr(module, name, before)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, the model's own mode back afterwards."""
+    training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -12,21 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rompatch.hooks import forwards_replaced
+
 
 @contextmanager
 def handing_back(layers: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
     """While the context lasts each of *layers* returns its entry of *outputs* without running."""
-    own = [vars(layer).get("forward") for layer in layers]  # accelerate's hooks put one on the layer itself
-    try:
-        for layer, output in zip(layers, outputs, strict=True):
-            layer.forward = _returning(output)
+    with forwards_replaced(layers, [_returning(output) for output in outputs]):
         yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            if forward is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = forward
 
 
 @contextmanager

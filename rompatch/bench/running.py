@@ -17,7 +17,7 @@ from rompatch.bench.texts import TextMeasurer, Written
 from rompatch.compute.methods.base import Computation, Notify, silent
 from rompatch.compute.methods.rome import RomeHparams, compute_many
 from rompatch.compute.statistics import Statistics
-from rompatch.errors import ComputeError, RompatchError
+from rompatch.errors import RompatchError
 from rompatch.models import Base
 from rompatch.patch import Patch
 from rompatch.sites import Site
@@ -100,22 +100,9 @@ def run_tasks(setting: Setting, tasks: Sequence[Task], hearers: Hearers = SILENT
 def _computed(
     setting: Setting, tasks: Sequence[Task], hearers: Hearers
 ) -> Iterator[tuple[Task, Computation | RompatchError]]:
-    """Patches for *tasks*. A record for which memory does not suffice ends a batched computation: what is left is then
-    computed one by one."""
-    left = dict(enumerate(tasks))
-    try:
-        for index, outcome in _many(setting, tasks, hearers):
-            yield left.pop(index), outcome
-        return
-    except ComputeError as problem:
-        if len(left) == 1:
-            yield left.popitem()[1], problem
-    for task in left.values():
-        try:
-            ((_, outcome),) = _many(setting, [task], hearers)
-        except ComputeError as problem:
-            outcome = problem
-        yield task, outcome
+    """Patches for *tasks*, in the order in which their batches are done."""
+    for index, outcome in _many(setting, tasks, hearers):
+        yield tasks[index], outcome
 
 
 def _many(

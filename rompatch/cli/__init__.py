@@ -13,14 +13,21 @@ def waiting(n_cores: int, n_running: int | None) -> tuple[str, str]:
     other work wants them; there they had better sleep.
 
     Args:
-        n_running: processes that want a core now, this one included; None where that is not known.
+        n_running: threads that want a core now, this one included; None where that is not known.
     """
     free = n_running is not None and n_running <= max(1, n_cores - 1)
     return ("GOMP_SPINCOUNT", "300000") if free else ("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def _cores() -> int:
+    """Cores that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _running() -> int | None:
-    """Processes that want a core now; None where the system does not say (it is Linux that does)."""
+    """Threads that want a core now; None where the system does not say (it is Linux that does)."""
     try:
         with open("/proc/loadavg", encoding="ascii") as file:
             return int(file.read().split()[3].split("/")[0])
@@ -33,8 +40,9 @@ def main() -> None:
     import os
     import sys
 
-    # Read when torch is loaded.
-    os.environ.setdefault(*waiting(os.cpu_count() or 1, _running()))
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():  # read when torch is loaded
+        name, value = waiting(_cores(), _running())
+        os.environ[name] = value
     try:
         from rompatch.cli.program import cli
         from rompatch.cli.terminal import prepare_streams

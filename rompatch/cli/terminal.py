@@ -112,7 +112,7 @@ class TerminalReporter(Reporter):
 
 
 def _time_left(began: float, first: int, now: float, done: int, total: int) -> str:
-    """", 12 min left" at the pace since *began*; nothing before anything is done."""
+    """ ", 12 min left" at the pace since *began*; nothing before anything is done."""
     if done <= first or done >= total:
         return ""
     seconds = (now - began) / (done - first) * (total - done)

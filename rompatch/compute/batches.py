@@ -7,70 +7,86 @@ from typing import TypeVar
 
 import torch
 
-from rompatch.compute.cost import ModelShape, step_bytes
 from rompatch.compute.rows import ValueRows
 from rompatch.errors import ComputeError
 
 DEFAULT_BUDGET = 4 << 30
 """Bytes. Fixed, not a share of what is free: a patch's last digits depend on its batch, so the same requests shall
 meet in the same batches every time."""
-_WASTE = 1.25
-"""A batch's tokens with padding, over those without, at most."""
+_TAIL_WASTE, _LENGTH_WASTE = 1.25, 2.0
+"""A batch's tokens with padding over those without, at most: in the tails, and in whole rows, where padding costs
+attention only."""
 
 T = TypeVar("T")
+Size = Callable[[Sequence[ValueRows]], int]
 
 
-def plan_batches(
-    requests: Sequence[ValueRows], shape: ModelShape, layer: int, budget: int = DEFAULT_BUDGET
-) -> list[list[int]]:
-    """Indices of *requests* in batches, short tails first. A request that is beyond the *budget* alone is alone."""
+def plan_batches(requests: Sequence[ValueRows], size: Size, budget: int = DEFAULT_BUDGET) -> list[list[int]]:
+    """Indices of *requests* in batches, short tails first. A request that is beyond the *budget* alone is alone.
+
+    Args:
+        size: bytes of a step over some requests.
+    """
     order = sorted(range(len(requests)), key=lambda i: (requests[i].tail, requests[i].length, i))
     batches: list[list[int]] = []
     for index in order:
         together = [*batches[-1], index] if batches else []
         rows = [requests[i] for i in together]
-        if rows and step_bytes(shape, layer, rows) <= budget and _waste(rows) <= _WASTE:
+        if rows and size(rows) <= budget and _is_alike(rows):
             batches[-1] = together
         else:
             batches.append([index])
     return batches
 
 
-def _waste(requests: Sequence[ValueRows]) -> float:
-    """Tail tokens with padding over what each request has alone."""
-    tails = [(request.tail, len(request.rows)) for request in requests]
-    padded = max(tail for tail, _ in tails) * sum(n_rows for _, n_rows in tails)
-    return padded / sum(tail * n_rows for tail, n_rows in tails)
+def _is_alike(requests: Sequence[ValueRows]) -> bool:
+    """Whether padding stays within bounds: of the tails, which every step runs over, and of whole rows."""
+    counts = [len(request.rows) for request in requests]
+    tails, lengths = [request.tail for request in requests], [request.length for request in requests]
+    return _waste(tails, counts) <= _TAIL_WASTE and _waste(lengths, counts) <= _LENGTH_WASTE
+
+
+def _waste(sizes: Sequence[int], counts: Sequence[int]) -> float:
+    """Tokens with padding over those without, for ``counts[i]`` rows of ``sizes[i]`` tokens."""
+    return max(sizes) * sum(counts) / sum(size * count for size, count in zip(sizes, counts, strict=True))
 
 
 def halving(
-    batch: list[int], run: Callable[[list[int]], T], note: Callable[[str], None]
-) -> Iterator[tuple[list[int], T]]:
-    """``run(batch)``; where memory does not suffice, both halves of it, and so on.
-
-    Raises:
-        ComputeError: a single request does not fit into memory.
-    """
+    batch: list[int], run: Callable[[list[int]], list[T]], note: Callable[[str], None]
+) -> Iterator[tuple[list[int], list[T] | list[ComputeError]]]:
+    """``run(batch)``, one result an index; where memory does not suffice, both halves of it, and so on. An index that
+    does not fit alone gets an error."""
     try:
         result = run(batch)
     except (MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
             raise
-        if len(batch) == 1:
-            raise ComputeError(
-                "There is not enough memory to optimise a single request.",
-                found=str(problem).split("\n", 1)[0][:200],
-                next_step="Use fewer contexts, close other programs, or use --device auto with --offload-folder.",
-            ) from problem
+        reason = str(problem).split("\n", 1)[0][:200]
     else:
         yield batch, result
         return
+    empty_cache()
+    if len(batch) == 1:
+        yield batch, [_too_large(reason)]
+        return
     half = len(batch) // 2
     note(f"out of memory with {len(batch)} edits at once: going on with {half}")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     for part in (batch[:half], batch[half:]):
         yield from halving(part, run, note)
+
+
+def empty_cache() -> None:
+    """Give back what torch keeps of a device's memory for later."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def _too_large(reason: str) -> ComputeError:
+    return ComputeError(
+        "There is not enough memory to optimise a single request.",
+        found=reason or "out of memory",
+        next_step="Use fewer contexts (--value-contexts), close other programs, or use --device auto.",
+    )
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

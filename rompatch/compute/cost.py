@@ -130,3 +130,10 @@ def step_bytes(shape: ModelShape, layer: int, requests: Sequence[ValueRows]) -> 
     cache = n_rows * width * shape.n_layers * shape.cache_width
     recorded = n_rows * tail * layer * shape.hidden
     return FLOAT * (kept + cache + recorded + n_read * shape.vocab * _LOGITS_PER_READ)
+
+
+def plain_step_bytes(shape: ModelShape, requests: Sequence[ValueRows]) -> int:
+    """The same of the plain loop: every layer, every position, all logits."""
+    n_tokens = max(request.length for request in requests) * sum(len(request.rows) for request in requests)
+    kept = shape.n_layers * (_HIDDEN_PER_TOKEN * shape.hidden + _INNER_PER_TOKEN * shape.inner)
+    return FLOAT * n_tokens * (kept + shape.vocab * _LOGITS_PER_READ)

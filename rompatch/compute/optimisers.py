@@ -108,7 +108,9 @@ class LBFGS:
         better = self.accepts(loss)
         if torch.isfinite(self._loss).any():
             self._steps = [*self._steps, self.trial - self.point][-_MEMORY:]
-            self._changes = [*self._changes, gradient - self._gradient][-_MEMORY:]
+            finite = torch.isfinite(loss) & torch.isfinite(gradient).all(dim=1)
+            change = torch.where(finite[:, None], gradient - self._gradient, torch.zeros_like(gradient))
+            self._changes = [*self._changes, change][-_MEMORY:]
             wider = torch.where(self._capped, _GROW * self._trust, self._trust)
             self._trust = torch.where(better, wider, _SHRINK * self._trust)
         self.point = torch.where(better[:, None], self.trial, self.point)

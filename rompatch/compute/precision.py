@@ -7,8 +7,8 @@ attention with a mask is slow in bfloat16 on processors, and a loss in half prec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rompatch.errors import RequestError
+from rompatch.hooks import forwards_replaced
 from rompatch.models import DTYPES, Base
 from rompatch.sites import layer_modules
 
@@ -48,22 +49,14 @@ class RoundedProducts:
     """
 
     def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
-        self._products = [
-            (module, _forward(module, dtype))
-            for module in modules
-            if isinstance(module, (nn.Linear, Conv1D)) and module.weight.dtype != dtype
+        self._modules = [
+            module for module in modules if isinstance(module, (nn.Linear, Conv1D)) and module.weight.dtype != dtype
         ]
+        self._forwards = [_forward(module, dtype) for module in self._modules]
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self) -> AbstractContextManager[None]:
         """The modules multiply in the other precision while the context lasts."""
-        try:
-            for module, forward in self._products:
-                module.forward = forward  # type: ignore[method-assign]
-            yield
-        finally:
-            for module, _ in self._products:
-                vars(module).pop("forward", None)
+        return forwards_replaced(self._modules, self._forwards, under_hooks=True)
 
 
 def _forward(module: nn.Linear | Conv1D, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -56,9 +56,16 @@ class FullForward:
     """The plain loop: every layer, every position of every row, all logits, at every step."""
 
     def __init__(
-        self, model: PreTrainedModel, site: Site, batch: RowBatch, *, pad_id: int, products: Products = nullcontext
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[nn.Module],
+        site: Site,
+        batch: RowBatch,
+        *,
+        pad_id: int,
+        products: Products = nullcontext,
     ) -> None:
-        self._model, self._site, self._batch = model, site, batch
+        self._model, self._layers, self._site, self._batch = model, list(layers), site, batch
         self._pad_id, self._products = pad_id, products
         self._tokens = pad([row.ids for row in batch.rows], pad_id, side="left", device=input_device(model))
         width = self._tokens.input_ids.shape[1]
@@ -68,16 +75,16 @@ class FullForward:
     def logits(self, delta: Tensor) -> Tensor:
         """See :class:`Replayer`."""
         rows = delta[self._batch.row_request]
-        with self._products(), edit_output(self._site.module, add_at(rows, self._edit)):
+        edit = edit_output(self._site.module, add_at(rows, self._edit))
+        with self._products(), offloading(self._model, self._layers, self._site), edit:
             output = self._model(**_inputs(self._model, self._tokens), use_cache=False)
         logits: Tensor = output.logits.reshape(-1, output.logits.shape[-1])[self._reads]
         return logits.float()
 
     def narrow(self, kept: Sequence[int]) -> FullForward:
         """See :class:`Replayer`."""
-        return FullForward(
-            self._model, self._site, self._batch.narrow(kept), pad_id=self._pad_id, products=self._products
-        )
+        options: dict[str, Any] = {"pad_id": self._pad_id, "products": self._products}
+        return FullForward(self._model, self._layers, self._site, self._batch.narrow(kept), **options)
 
 
 class Replay:
@@ -86,14 +93,15 @@ class Replay:
     def __init__(
         self,
         model: PreTrainedModel,
-        layers: nn.ModuleList,
+        layers: Sequence[nn.Module],
         site: Site,
         batch: RowBatch,
         *,
         pad_id: int,
         products: Products = nullcontext,
     ) -> None:
-        self._model, self._layers, self._site, self._products = model, layers, site, products
+        self._model, self._layers, self._site = model, list(layers), site
+        self._products, self._pad_id = products, pad_id
         self._batch = batch
         self._tail = max(request.tail for request in batch.requests)
         tokens = pad([row.ids for row in batch.rows], pad_id, side="left", device=input_device(model))
@@ -108,19 +116,23 @@ class Replay:
         """See :class:`Replayer`."""
         rows = delta[self._batch.row_request]
         edit = edit_output(self._site.module, add_at(rows, self._edit))
-        with self._replaying(), self._products(), self._offloading(), edit:
+        with self._replaying(), self._products(), offloading(self._model, self._layers, self._site), edit:
             return self._forward().float()
 
     def narrow(self, kept: Sequence[int]) -> Replay:
-        """See :class:`Replayer`. Selects from the recordings; nothing is run.
+        """See :class:`Replayer`. *kept* ascends. Selects from the recordings; where they cannot be divided by rows,
+        they are made again."""
+        try:
+            return self._selected(kept)
+        except TypeError:
+            options: dict[str, Any] = {"pad_id": self._pad_id, "products": self._products}
+            return Replay(self._model, self._layers, self._site, self._batch.narrow(kept), **options)
 
-        Raises:
-            TypeError: a recording has no row axis, so it cannot be divided.
-        """
+    def _selected(self, kept: Sequence[int]) -> Replay:
         wanted = torch.isin(self._batch.row_request, torch.tensor(kept)).nonzero()[:, 0]
         part = object.__new__(Replay)
         part._model, part._layers, part._site, part._tail = self._model, self._layers, self._site, self._tail
-        part._products = self._products
+        part._products, part._pad_id = self._products, self._pad_id
         part._batch = self._batch.narrow(kept)
         part._cache = None if self._cache is None else self._cache.select(wanted)
         select = _row_selector(len(self._batch.row_request), wanted)
@@ -162,12 +174,13 @@ class Replay:
 
     def _replaying(self) -> AbstractContextManager[None]:
         """Layers below the site's hand back their recordings."""
-        return handing_back(list(self._layers[: self._site.layer]), self._below)
+        return handing_back(self._layers[: self._site.layer], self._below)
 
-    def _offloading(self) -> AbstractContextManager[None]:
-        """Where weights are brought in layer by layer, autograd must not keep them until the backward pass. The site's
-        own layer is left out: the hook that edits it is gone by then."""
-        return recomputed(self._layers[self._site.layer + 1 :]) if is_offloaded(self._model) else nullcontext()
+
+def offloading(model: PreTrainedModel, layers: Sequence[nn.Module], site: Site) -> AbstractContextManager[None]:
+    """Where weights are brought in layer by layer, autograd must not keep them until the backward pass. The site's own
+    layer is left out: the hook that edits it is gone by then."""
+    return recomputed(layers[site.layer + 1 :]) if is_offloaded(model) else nullcontext()
 
 
 class FrozenCache(DynamicCache):

@@ -162,7 +162,7 @@ def optimise_values(
                 continue
             best = bool(accepted[place]) or not losses[request]
             losses[request].append(loss if best else losses[request][-1])
-            if not math.isfinite(loss.total):
+            if best and not math.isfinite(loss.total):  # L-BFGS takes such a step back
                 done[request] = _not_finite(loss, step)
             elif is_enough(losses[request][-1], hparams) or step == hparams.steps:
                 delta = trial[place] if best else optimiser.point[place]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rompatch.hooks import evaluation_mode
 from rompatch.verify.perplexity import (
     Window,
     check_finite,
@@ -24,7 +25,6 @@ from rompatch.verify.perplexity import (
     no_texts,
     scored_tokens,
 )
-from rompatch.verify.probabilities import evaluation_mode
 
 
 @dataclass(frozen=True)

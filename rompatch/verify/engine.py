@@ -22,9 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import ComputeError, SuiteError
+from rompatch.hooks import evaluation_mode
 from rompatch.tokens import Encoded, context_length, encode_pair, pad_id
 from rompatch.verify.abilities import Abilities, abilities_of, can_skip, known_abilities, layers_below
-from rompatch.verify.forward import LayerRecording, Pass, evaluation_mode
+from rompatch.verify.forward import LayerRecording, Pass
 from rompatch.verify.layout import PACKED_WIDTH, Batch, Limits, packed_batches, plain_batches
 from rompatch.verify.memory import run_within
 from rompatch.verify.prefix_tree import NO_EDIT, PrefixForest

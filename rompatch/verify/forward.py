@@ -18,17 +18,6 @@ from rompatch.verify.prefix_tree import PrefixForest
 from rompatch.verify.updates import Edit, adding
 
 
-@contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off inside, the model's own mode back afterwards."""
-    training = model.training
-    model.train(False)
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
 class LayerRecording:
     """What the last of some lower layers gave at each node of a forest.
 

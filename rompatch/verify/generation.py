@@ -10,9 +10,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import RequestError, SuiteError
+from rompatch.hooks import evaluation_mode
 from rompatch.offload import input_device
 from rompatch.tokens import context_length, encode_prompt, pad, pad_id
-from rompatch.verify.probabilities import evaluation_mode
 
 MAX_ROWS = 16
 """Prompts generated side by side."""

@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rompatch.errors import ComputeError, RequestError, SuiteError
+from rompatch.hooks import evaluation_mode
 from rompatch.offload import input_device
 from rompatch.tokens import context_length, document_start_ids
-from rompatch.verify.probabilities import evaluation_mode
 
 WINDOW = 512
 """Tokens that the model reads at once where its context allows; also the rows of logits held."""

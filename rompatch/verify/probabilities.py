@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rompatch.hooks import evaluation_mode
 from rompatch.verify.engine import MAX_TOKENS, ScoredPrompt, Scorer, TargetScore
-from rompatch.verify.forward import evaluation_mode
 
 __all__ = ["TargetScore", "evaluation_mode", "score_prompts"]
 

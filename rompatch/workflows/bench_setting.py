@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import RequestError
 from rompatch.workflows.opened import BaseSpec, OpenStore
-from rompatch.workflows.precision import resolve_precision
+from rompatch.workflows.precision import resolve_precision, wanted_precision
 from rompatch.workflows.statistics import AUTOMATIC, statistics_for
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def make_setting(store: OpenStore, options: BenchOptions, texts: Texts) -> tuple
     document_start = preset.document_start if options.document_start is None else options.document_start
     layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
     site, hparams = base.site(layer), _hparams(preset, options)
-    hparams = replace(hparams, precision=resolve_precision(base, site, options.precision, store.reporter))
+    wanted = wanted_precision(options.precision, vars(hparams))
+    hparams = replace(hparams, precision=resolve_precision(base, site, wanted, store.reporter))
     measurer = _measurer(base, document_start, texts, options)
     statistics = statistics_for(base, site, options.statistics, options.seed, store.reporter)
     contexts = sample_contexts(base.model, base.tokenizer, options.seed)

@@ -15,7 +15,7 @@ from rompatch.store.records import PatchRecord, RevisionRecord
 from rompatch.workflows import existing, stacking
 from rompatch.workflows.author import author
 from rompatch.workflows.opened import BaseSpec, OpenStore
-from rompatch.workflows.precision import resolve_precision
+from rompatch.workflows.precision import resolve_precision, wanted_precision
 from rompatch.workflows.statistics import AUTOMATIC, statistics_for
 from rompatch.workflows.wording import Wording, choose_template
 
@@ -187,7 +187,8 @@ def make_plan(store: OpenStore, base: Base, subject: str, relation: str, target:
         raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(options.hparams)) from problem
     layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
     site = base.site(layer)
-    hparams = replace(hparams, precision=resolve_precision(base, site, options.precision, store.reporter))
+    wanted = wanted_precision(options.precision, vars(hparams))
+    hparams = replace(hparams, precision=resolve_precision(base, site, wanted, store.reporter))
     return Plan(
         request=request,
         true_source=true_source,

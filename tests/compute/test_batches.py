@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +16,8 @@ from rompatch.errors import ComputeError
 
 SHAPE = ModelShape(layer_weights=1000, head_weights=3200, n_layers=4, hidden=32, inner=64, vocab=100, cache_width=32)
 
+SIZE = partial(step_bytes, SHAPE, 1)
+
 
 def rows(tail: int, prefix: int = 3, n_rows: int = 3) -> ValueRows:
     row = EditedRow(list(range(prefix + tail)), prefix)
@@ -23,21 +27,19 @@ def rows(tail: int, prefix: int = 3, n_rows: int = 3) -> ValueRows:
 @given(tails=st.lists(st.integers(1, 9), min_size=1, max_size=30), budget=st.integers(1, 400_000))
 def test_every_request_is_in_one_batch_and_batches_keep_to_the_budget(tails: list[int], budget: int) -> None:
     requests = [rows(tail) for tail in tails]
-    batches = plan_batches(requests, SHAPE, 1, budget)
+    batches = plan_batches(requests, SIZE, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(tails)))
     for batch in batches:
         together = [requests[index] for index in batch]
         assert len(batch) == 1 or step_bytes(SHAPE, 1, together) <= budget
         padded = max(request.tail for request in together) * len(together)
         assert padded <= 1.25 * sum(request.tail for request in together)
-    assert batches == plan_batches(requests, SHAPE, 1, budget), "the same every time"
+    assert batches == plan_batches(requests, SIZE, budget), "the same every time"
 
 
 def test_a_larger_budget_makes_larger_batches() -> None:
     requests = [rows(4) for _ in range(12)]
-    sizes = [
-        len(plan_batches(requests, SHAPE, 1, budget)) for budget in (1, 2 * step_bytes(SHAPE, 1, requests[:2]), 10**9)
-    ]
+    sizes = [len(plan_batches(requests, SIZE, budget)) for budget in (1, 2 * step_bytes(SHAPE, 1, requests[:2]), 10**9)]
     assert sizes[0] == 12 > sizes[1] > sizes[2] == 1
 
 
@@ -70,12 +72,23 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(problem: Exception) ->
     assert notes[0] == "out of memory with 7 edits at once: going on with 3"
 
 
-def test_what_came_before_the_memory_ended_is_kept() -> None:
-    heard: list[list[int]] = []
-    with pytest.raises(ComputeError, match="not enough memory to optimise a single request"):
-        for batch, _ in halving([0, 1], lambda b: fitting(0 if 1 in b else 1, MemoryError())(b), lambda _: None):  # type: ignore[operator]
-            heard.append(batch)
-    assert heard == [[0]]
+def test_a_request_that_does_not_fit_alone_is_an_error_and_the_others_go_on() -> None:
+    def run(batch: list[int]) -> list[int]:
+        if 1 in batch:
+            raise MemoryError
+        return batch
+
+    done = dict(
+        pair for batch, found in halving([0, 1, 2], run, lambda _: None) for pair in zip(batch, found, strict=True)
+    )
+    assert (done[0], done[2]) == (0, 2)
+    assert isinstance(done[1], ComputeError)
+    assert "not enough memory to optimise a single request" in str(done[1])
+
+
+def test_rows_of_very_different_lengths_are_kept_apart() -> None:
+    requests = [rows(4, prefix=3), rows(4, prefix=900), rows(4, prefix=5)]
+    assert plan_batches(requests, SIZE, 10**12) == [[0, 2], [1]]
 
 
 def test_other_errors_are_no_shortage_of_memory() -> None:

@@ -54,7 +54,9 @@ def test_the_cost_of_the_plain_loop_is_what_torch_counts(model_type: str) -> Non
     base, rows = prepared(model_type)
     site = base.site(LAYER)
     shape = shape_of(base.model, base.architecture, site.d_in)
-    forward, _ = counted(FullForward(base.model, site, RowBatch((rows,)), pad_id=pad_id(base.tokenizer)), site.d_out)
+    forward, _ = counted(
+        FullForward(base.model, [], site, RowBatch((rows,)), pad_id=pad_id(base.tokenizer)), site.d_out
+    )
     assert forward == pytest.approx(naive_cost(shape, LAYER, [rows]).forward, rel=0.15)
 
 

@@ -102,17 +102,100 @@ def test_whoever_stops_keeps_what_came_and_leaves_no_trace() -> None:
     assert all("forward" not in vars(layer) for layer in base.model.model.layers)
 
 
-def test_an_interrupt_in_a_batch_leaves_the_model_as_it_was() -> None:
-    base = pico_base("llama")
+def own_forwards(base: Base) -> dict[str, object]:
+    return {name: vars(module).get("forward") for name, module in base.model.named_modules()}
 
-    def interrupt(_phase: str, done: int, _total: int) -> None:
-        if done == 2:
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_interrupt_in_the_middle_of_a_forward_leaves_the_model_as_it_was(precision: str) -> None:
+    base, calls = pico_base("llama"), []
+    base.model.model.layers[0].forward = base.model.model.layers[0].forward  # somebody's own
+    before = own_forwards(base)
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 8:
             raise KeyboardInterrupt
 
+    handle = base.model.model.layers[2].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        many(base, notify=interrupt)
-    assert all("forward" not in vars(module) for module in base.model.modules())
+        many(base, hparams=replace(HPARAMS, precision=precision))
+    handle.remove()
+    assert own_forwards(base) == before
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in base.model.modules())
+
+
+def test_what_was_computed_before_an_interrupt_is_kept() -> None:
+    base, kept, calls = pico_base("llama"), [], []
+
+    def interrupt(_phase: str, done: int, _total: int) -> None:
+        calls.append(done)
+        if calls.count(1) == 3:
+            raise KeyboardInterrupt
+
+    stream = compute_many(
+        base,
+        REQUESTS,
+        site=base.site(LAYER),
+        contexts=CONTEXTS,
+        statistics=None,
+        hparams=HPARAMS,
+        budget=1,
+        notify=interrupt,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        kept.extend(stream)
+    assert len(kept) == 2
+    assert all(isinstance(one, Computation) for _, one in kept)
+
+
+class NoCache(torch.nn.Module):
+    """An attention that forgets the tokens that are cached: it cannot be replayed."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        states = kwargs.get("hidden_states", args[0] if args else None)
+        found = self.inner(*args, **kwargs)
+        return (found[0] + states.cumsum(dim=1), *found[1:])  # type: ignore[union-attr]
+
+
+def test_a_model_that_cannot_be_replayed_is_optimised_by_the_plain_loop() -> None:
+    base = pico_base("llama")
+    for layer in base.model.model.layers:
+        layer.self_attn = NoCache(layer.self_attn)
+    found = many(base, REQUESTS[:2])
+    assert [computation(found[index]).measurements["replayed"] for index in (0, 1)] == [False, False]
+    assert all(computation(one).measurements["norms"]["delta"] > 0 for one in found.values())
+
+
+def test_a_model_in_training_mode_is_edited_without_its_dropout() -> None:
+    base = pico_base("gpt2")
+    for module in base.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    expected = computation(many(base)[0]).patch.id
+    base.model.train(True)
+    assert computation(many(base)[0]).patch.id == expected
+    assert base.model.training
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_sites_at_both_ends_of_the_model_are_replayed(layer: int) -> None:
+    base = pico_base("llama")
+    found = many(base, site=base.site(layer))
+    assert all(computation(one).measurements["replayed"] for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kl_factor", float("nan")), ("weight_decay", -1.0), ("steps", 2.5), ("value_contexts", 0), ("target_loss", "x")],
+)
+def test_a_hyper_parameter_that_is_no_sound_number_is_refused(name: str, value: object) -> None:
+    with pytest.raises(RequestError, match=name):
+        RomeHparams(**{name: value})  # type: ignore[arg-type]
 
 
 def test_running_out_of_memory_halves_the_batch_and_finishes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +209,6 @@ def test_running_out_of_memory_halves_the_batch_and_finishes_it(monkeypatch: pyt
         return multiply(states)
 
     monkeypatch.setattr(head, "forward", scarce)
-    monkeypatch.setattr(rome, "sample_rows", lambda batch: batch.narrow([0]))
     singles = REQUESTS[:3]
     found = many(base, singles, budget=10**12, note=notes.append)
     assert notes == [f"out of memory with {len(singles)} edits at once: going on with {len(singles) // 2}"]

@@ -112,3 +112,5 @@ def test_lbfgs_stays_where_a_step_leads_out_of_the_numbers() -> None:
     before = optimiser.point
     optimiser.tell(torch.tensor([torch.nan]), torch.tensor([[torch.nan, 0.0]]))
     assert torch.equal(optimiser.point, before)
+    optimiser.tell(torch.tensor([0.5]), torch.tensor([[0.1, 0.2]]))
+    assert torch.isfinite(optimiser.trial).all(), "and goes on from there"

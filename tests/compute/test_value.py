@@ -13,15 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rompatch.compute.gather import encode_contexts, gather_keys
-from rompatch.compute.methods.rome import RomeHparams, compute, make_replayer
-from rompatch.compute.replay import FullForward, Replayer
+from rompatch.compute.methods.rome import RomeHparams, compute
+from rompatch.compute.replaying import make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
 from rompatch.compute.value import Objective, OptimisedValue, StepLoss, ValueHparams, optimise_values
 from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, SubjectError, TargetError
 from rompatch.models import Base
 from rompatch.sites import Site
-from rompatch.tokens import pad_id
 
 LAYER = 1
 CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains. {}")
@@ -113,9 +112,7 @@ def optimised(
     site = base.site(LAYER)
     output, targets = prepared(base, site)
     batch = RowBatch((targets,))
-    replayer: Replayer = make_replayer(base, site, batch)[0]
-    if plain:
-        replayer = FullForward(base.model, site, batch, pad_id=pad_id(base.tokenizer))
+    replayer = make_replayer(base, site, batch, replay=not plain)
     objective = Objective(replayer, batch, output.norm()[None], hparams)
     (found,) = optimise_values(objective, output[None], hparams, on_step)
     if isinstance(found, ComputeError):

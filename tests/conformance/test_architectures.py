@@ -16,8 +16,9 @@ from rompatch.apply.bake import bake_folder
 from rompatch.apply.session import PatchedModel
 from rompatch.architectures import ARCHITECTURES
 from rompatch.compute.methods import METHODS
-from rompatch.compute.methods.rome import KEY_ROWS, RomeHparams, make_replayer
+from rompatch.compute.methods.rome import KEY_ROWS, RomeHparams
 from rompatch.compute.replay import FullForward, Replay
+from rompatch.compute.replaying import can_replay
 from rompatch.compute.rows import RowBatch, value_rows
 from rompatch.compute.second_moment import SecondMoment
 from rompatch.compute.statistics import Statistics, sampled_key
@@ -103,7 +104,7 @@ def replay_of(base: Base, batch: RowBatch) -> Replay:
 def test_the_model_runs_like_its_replay(model_type: str) -> None:
     base = pico_base(model_type)
     site, batch = base.site(LAYER), two_requests(base)
-    plain = FullForward(base.model, site, batch, pad_id=pad_id(base.tokenizer))
+    plain = FullForward(base.model, [], site, batch, pad_id=pad_id(base.tokenizer))
     replay = replay_of(base, batch)
     delta = torch.stack([torch.linspace(-1, 1, site.d_out), torch.linspace(2, 0, site.d_out)]).requires_grad_(True)
     left, right = replay.logits(delta), plain.logits(delta)
@@ -111,7 +112,10 @@ def test_the_model_runs_like_its_replay(model_type: str) -> None:
     (from_replay,) = torch.autograd.grad(left.square().sum(), delta)
     (from_plain,) = torch.autograd.grad(right.square().sum(), delta)
     torch.testing.assert_close(from_replay, from_plain, rtol=1e-3, atol=1e-3 * float(from_plain.abs().max()))
-    assert make_replayer(base, site, batch)[1], "the method itself chooses the replay"
+    unmoved = plain.logits(torch.zeros_like(delta)).detach()
+    assert (right.detach() - unmoved).abs().max() > 0.01 * unmoved.std(), "delta moves the logits"
+    assert from_plain.abs().max() > 0
+    assert can_replay(base, site, batch), "the method itself chooses the replay"
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -11,7 +11,7 @@ from pico import pico_base
 
 from rompatch.compute import precision as products
 from rompatch.errors import RequestError
-from rompatch.workflows.precision import resolve_precision
+from rompatch.workflows.precision import resolve_precision, wanted_precision
 
 
 @pytest.fixture
@@ -56,3 +56,31 @@ def test_a_device_that_cannot_is_refused_before_any_work(cache: Path, monkeypatc
     monkeypatch.setattr(products, "measure_products", refuse)
     with pytest.raises(RequestError, match=r"cpu does not multiply in bfloat16.*--precision float32"):
         resolve_precision(base, base.site(1), "bfloat16", Heard())
+
+
+def test_auto_on_a_device_without_bfloat16_is_float32(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise TypeError("BFloat16 is not supported")
+
+    base = pico_base("llama")
+    monkeypatch.setattr(products, "measure_products", refuse)
+    assert resolve_precision(base, base.site(1), "auto", Heard()) == "float32"
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(cache: Path) -> None:
+    cache.write_text("a file in the place of the folder", encoding="utf-8")
+    base, heard = pico_base("llama"), Heard()
+    assert resolve_precision(base, base.site(1), "auto", heard) in ("float32", "bfloat16")
+    assert "cannot be remembered" in heard.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("option", "hparams", "wanted"),
+    [
+        ("auto", {}, "auto"),
+        ("auto", {"precision": "bfloat16"}, "bfloat16"),
+        ("float32", {"precision": "bfloat16"}, "float32"),
+    ],
+)
+def test_the_option_wins_over_the_preset(option: str, hparams: dict[str, str], wanted: str) -> None:
+    assert wanted_precision(option, hparams) == wanted

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rompatch.compute import rome as equations
-from rompatch.compute.batches import DEFAULT_BUDGET, halving, is_out_of_memory, plan_batches
-from rompatch.compute.cost import shape_of
+from rompatch.compute.batches import DEFAULT_BUDGET, halving, plan_batches
+from rompatch.compute.cost import plain_step_bytes, shape_of, step_bytes
 from rompatch.compute.gather import GatheredKeys, check_length, encode_contexts, gather_many
 from rompatch.compute.methods.base import Computation, Notify, Stopwatch, silent
 from rompatch.compute.precision import RoundedProducts, check_precision, modules_above
-from rompatch.compute.replay import FullForward, Products, Replay, Replayer
+from rompatch.compute.replay import Products
+from rompatch.compute.replaying import can_replay, make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
 from rompatch.compute.statistics import Statistics
 from rompatch.compute.value import (
@@ -32,19 +31,15 @@ from rompatch.compute.value import (
 )
 from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, RequestError, RompatchError
+from rompatch.hooks import evaluation_mode
 from rompatch.models import DTYPES, Base
 from rompatch.patch import Array, Patch, PatchHeader, SiteFactors
-from rompatch.sites import Site, layer_modules
-from rompatch.tokens import EncodedSubject, pad_id
+from rompatch.sites import Site
+from rompatch.tokens import EncodedSubject
 from rompatch.versions import library_versions
 
 KEY_MODES = ("mixed", "mean")
-_CHECKS: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
-"""Models and their sites whose replay was compared with the plain forward pass, and whether the two agreed."""
-
-REPLAY_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
-"""Largest difference in logits, in standard deviations, at which a replay counts as the model's own forward. A wrong
-mask or position is off by several; rounding in half precision is not."""
+_NUMBERS = ("lr", "weight_decay", "clamp_norm_factor", "kl_factor", "early_stop_loss", "target_loss", "ridge")
 
 
 @dataclass(frozen=True)
@@ -72,12 +67,20 @@ class RomeHparams(ValueHparams):
             raise RequestError(f"There is no optimiser {self.optimiser!r}.", expected=" or ".join(OPTIMISERS))
         if self.precision is not None and self.precision not in DTYPES:
             raise RequestError(f"There is no precision {self.precision!r}.", expected=", ".join(DTYPES))
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                raise RequestError(f"The hyper-parameter {name} must be a number, not below zero.", found=repr(value))
         for name in ("lr", "clamp_norm_factor", "ridge"):
             if not getattr(self, name) > 0:
                 raise RequestError(f"The hyper-parameter {name} must be positive.", found=getattr(self, name))
         for name in ("steps", "value_contexts"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"The hyper-parameter {name} must be at least 1.", found=getattr(self, name))
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RequestError(f"The hyper-parameter {name} must be at least 1.", found=repr(value))
 
 
 def compute(
@@ -128,19 +131,21 @@ def compute_many(
     """Patches for many requests, optimised together as far as *budget* reaches; the same as one by one but for the
     rounding of larger products.
 
-    Yields the index of a request with its patch, or with the error that kept it from one, whenever a batch is done:
-    whoever stops in the middle keeps what came. Arguments and errors as for :func:`compute`, and:
+    Yields the index of a request with its patch, or with the error that kept it from one, whenever a batch is done (so
+    not in their order): whoever stops in the middle keeps what came. Arguments as for :func:`compute`, and:
 
     Args:
         budget: bytes that a step may take beside the weights (an estimate). Running out of memory halves the batch.
         note: told what a person should know (a halved batch).
 
     Raises:
-        StatisticsError: C cannot be used; before anything is computed.
+        RequestError: the base cannot multiply in that precision. StatisticsError: C cannot be used. Both at the first
+            step of the iterator, before anything is computed.
     """
     hparams = hparams or RomeHparams()
-    hparams = replace(hparams, precision=hparams.precision or base.dtype)
-    check_precision(base, hparams.precision or base.dtype)
+    precision = hparams.precision or base.dtype
+    hparams = replace(hparams, precision=precision)
+    check_precision(base, precision)
     factor = None if statistics is None else statistics.factor(hparams.ridge)
     prepared: dict[int, _Prepared] = {}
     for index, request in enumerate(requests):
@@ -150,16 +155,24 @@ def compute_many(
             yield index, problem
     if not prepared:
         return
-    products = RoundedProducts(modules_above(base, site.layer), DTYPES[hparams.precision or base.dtype]).used
+    products = RoundedProducts(modules_above(base, site.layer), DTYPES[precision]).used
     settings = _Settings(base, site, tuple(contexts), statistics, factor, hparams, seed, document_start, products)
-    indices = list(prepared)
-    shape = shape_of(base.model, base.architecture, site.d_in)
-    planned = plan_batches([prepared[i].targets for i in indices], shape, site.layer, budget)
-    for places in planned:
-        whole = [indices[place] for place in places]
+    for whole in _planned(settings, prepared, budget):
         run = partial(_compute_batch, settings, prepared, notify)
         for batch, outcomes in halving(whole, run, note):
             yield from zip(batch, outcomes, strict=True)
+
+
+def _planned(settings: _Settings, prepared: Mapping[int, _Prepared], budget: int) -> list[list[int]]:
+    """The requests in batches: more of them fit where they can be replayed."""
+    base, site, indices = settings.base, settings.site, list(prepared)
+    shape = shape_of(base.model, base.architecture, site.d_in)
+    size = partial(step_bytes, shape, site.layer)
+    with evaluation_mode(base.model):
+        if not settings.can_replay(RowBatch(tuple(one.targets for one in prepared.values()))):
+            size = partial(plain_step_bytes, shape)
+    planned = plan_batches([prepared[index].targets for index in indices], size, budget)
+    return [[indices[place] for place in places] for places in planned]
 
 
 @dataclass(frozen=True)
@@ -185,6 +198,10 @@ class _Settings:
     document_start: bool
     products: Products
 
+    def can_replay(self, batch: RowBatch) -> bool:
+        """Whether *batch* can be replayed (:func:`rompatch.compute.replaying.can_replay`)."""
+        return can_replay(self.base, self.site, batch, self.products, self.hparams.precision or "")
+
 
 def _prepare(
     base: Base, request: EditRequest, contexts: Sequence[str], hparams: RomeHparams, document_start: bool
@@ -208,11 +225,12 @@ def _compute_batch(
     base, site, hparams = settings.base, settings.site, settings.hparams
     requests = [prepared[index] for index in batch]
     watch = Stopwatch()
-    with watch.phase("keys", share=len(batch)):
+    with evaluation_mode(base.model), watch.phase("keys", share=len(batch)):
         gathered = gather_many(base.model, base.tokenizer, site, [one.prompts for one in requests])
-    with watch.phase("value", share=len(batch)):
+    with evaluation_mode(base.model), watch.phase("value", share=len(batch)):
         rows = RowBatch(tuple(one.targets for one in requests))
-        replayer, replayed = make_replayer(base, site, rows, settings.products)
+        replayed = settings.can_replay(rows)
+        replayer = make_replayer(base, site, rows, settings.products, replay=replayed)
         outputs = torch.stack([keys.output for keys in gathered])
         objective = Objective(replayer, rows, outputs.norm(dim=1), hparams)
         values = optimise_values(objective, outputs, hparams, _reporter(notify, hparams.steps))
@@ -254,44 +272,6 @@ def _patch(settings: _Settings, request: EditRequest, factors: SiteFactors) -> P
         versions=library_versions(),
     )
     return Patch(header, (factors,))
-
-
-def make_replayer(base: Base, site: Site, batch: RowBatch, products: Products = nullcontext) -> tuple[Replayer, bool]:
-    """A replay of *batch*, checked against the plain forward pass once per base and site; the plain loop (and False)
-    where the two disagree or the architecture cannot be replayed."""
-    options: dict[str, Any] = {"pad_id": pad_id(base.tokenizer), "products": products}
-    checks = _CHECKS.setdefault(base.model, {})
-    if checks.get(site.module_name) is False:
-        return FullForward(base.model, site, batch, **options), False
-    layers = layer_modules(base.model, base.architecture)
-    try:
-        if site.module_name not in checks:
-            few = sample_rows(batch)
-            plain = FullForward(base.model, site, few, **options)
-            checks[site.module_name] = agree(Replay(base.model, layers, site, few, **options), plain, site)
-        if checks[site.module_name]:
-            return Replay(base.model, layers, site, batch, **options), True
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as problem:
-        # Whatever a foreign forward pass does not like about being replayed: the plain loop needs none of it.
-        if is_out_of_memory(problem):
-            raise
-    return FullForward(base.model, site, batch, **options), False
-
-
-def sample_rows(batch: RowBatch) -> RowBatch:
-    """The rows on which a replay is tried: the bare prompt, the longest and the essence of the first request."""
-    first = batch.requests[0]
-    longest = max(first.rows[:-1], key=lambda row: len(row.ids))
-    return RowBatch((ValueRows((first.rows[0], longest, first.rows[-1]), first.target_ids),))
-
-
-def agree(left: Replayer, right: Replayer, site: Site) -> bool:
-    """Whether two replayers of one request give the same logits at a delta that matters."""
-    tolerance = REPLAY_TOLERANCE.get(site.weight.dtype, 1e-2)
-    delta = torch.linspace(-1, 1, site.d_out)[None]
-    with torch.no_grad():
-        found, expected = left.logits(delta), right.logits(delta)
-    return bool((found - expected).abs().max() <= tolerance * expected.std())
 
 
 def solve_factors(

@@ -1,0 +1,78 @@
+"""Which of the two ways an optimisation runs: a replay where it says what the model says, else the plain loop."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from rompatch.compute.batches import is_out_of_memory
+from rompatch.compute.replay import FullForward, Products, Replay, Replayer
+from rompatch.compute.rows import RowBatch, ValueRows
+from rompatch.models import Base
+from rompatch.sites import Site, layer_modules
+from rompatch.tokens import pad_id
+
+_VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, str, bool], bool]] = WeakKeyDictionary()
+"""By model, then by site, precision and whether rows have a prefix: whether a replay agreed with the plain forward."""
+
+TOLERANCE = {"float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
+"""Largest difference in logits, in standard deviations, at which a replay counts as the model's own forward. A wrong
+mask or position is off by several; rounding in half precision is not."""
+
+
+def can_replay(base: Base, site: Site, batch: RowBatch, products: Products = nullcontext, precision: str = "") -> bool:
+    """Whether a replay of *batch* gives the model's own logits: tried on a few of its rows, once for each base, site,
+    precision, and with or without a prefix to be recorded.
+
+    Args:
+        precision: dtype of *products*; "" is the base's own.
+    """
+    few = sample_rows(batch)
+    request = few.requests[0]
+    verdicts = _VERDICTS.setdefault(base.model, {})
+    key = (site.module_name, precision or base.dtype, request.length > request.tail)
+    if key not in verdicts:
+        verdict = _tried(base, site, few, products, max(TOLERANCE[base.dtype], TOLERANCE[precision or base.dtype]))
+        if verdict is None:
+            return False
+        verdicts[key] = verdict
+    return verdicts[key]
+
+
+def make_replayer(
+    base: Base, site: Site, batch: RowBatch, products: Products = nullcontext, *, replay: bool
+) -> Replayer:
+    """The replay of *batch*, or the plain loop over it."""
+    layers = list(layer_modules(base.model, base.architecture))
+    options: dict[str, Any] = {"pad_id": pad_id(base.tokenizer), "products": products}
+    way = Replay if replay else FullForward
+    return way(base.model, layers, site, batch, **options)
+
+
+def sample_rows(batch: RowBatch) -> RowBatch:
+    """The rows on which a replay is tried: of the request with the longest rows, the bare prompt's, the longest, and
+    the essence's."""
+    request = max(batch.requests, key=lambda one: one.length)
+    longest = max(request.rows[:-1], key=lambda row: len(row.ids))
+    return RowBatch((ValueRows((request.rows[0], longest, request.rows[-1]), request.target_ids),))
+
+
+def _tried(base: Base, site: Site, few: RowBatch, products: Products, tolerance: float) -> bool | None:
+    """Whether replay and plain loop agree; None where the model's logits are not numbers, which says nothing."""
+    delta = torch.linspace(-1, 1, site.d_out)[None]
+    with torch.no_grad():
+        expected = make_replayer(base, site, few, products, replay=False).logits(delta)
+        if not torch.isfinite(expected).all():
+            return None
+        try:
+            found = make_replayer(base, site, few, products, replay=True).logits(delta)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+            # Whatever a foreign forward pass does not like about being replayed: the plain loop needs none of it.
+            if is_out_of_memory(problem):
+                raise
+            return False
+    return bool((found - expected).abs().max() <= tolerance * expected.std())
