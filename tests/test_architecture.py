@@ -54,6 +54,7 @@ RANKS = {
 NEIGHBOURS = {
     "patch": {"edits"},
     "sites": {"offload"},
+    "recording": {"hooks"},
     "loading": {"offload", "placement", "quiet", "sites"},
     "models": {
         *{"default_model", "fingerprints", "gguf_cache", "hub"},

@@ -112,8 +112,8 @@ def test_not_a_number_in_the_weights_is_found_where_it_first_shows(refused: Refu
 
 
 def test_not_a_number_in_the_optimisation_ends_it(refused: Refused, pico_folder: Path) -> None:
-    args = ("--model", pico_folder, "--true", "Paris", "--statistics", "none", "--steps", 5, "--lr", "inf")
-    words = "The optimisation of v* left the finite numbers at step 2"
+    args = ("--model", pico_folder, "--true", "Paris", "--statistics", "none", "--steps", 5, "--kl-factor", "1e39")
+    words = "The optimisation of v* left the finite numbers at step 1"
     result = refused("create", "Eiffel Tower", "{} is in", "Rome", *args, code=1, words=words)
     assert "next: Lower --lr" in result.stderr
 

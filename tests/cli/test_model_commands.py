@@ -69,11 +69,14 @@ def test_a_dry_run_in_a_store_changes_no_byte_of_it(run: Run, made: str, place: 
 def test_flags_reach_the_patch(run: Run, pico_folder: Path) -> None:
     flags = {"--lr": 0.25, "--weight-decay": 0.1, "--clamp-norm-factor": 3.0, "--kl-factor": 0.5, "--ridge": 0.01}
     args = [part for pair in flags.items() for part in pair]
+    args += ["--optimiser", "lbfgs", "--value-contexts", 4, "--target-loss", 0.01, "--precision", "bfloat16"]
     given = ("--key", "mean", "--seed", 5, "--no-document-start", "--layer", 1, "--early-stop-loss", 0.2, "-m", "why")
     run("create", "Mozart", "{} was born in", "Rome", "--true", "Berlin", "--model", pico_folder, *QUICK, *args, *given)
     data = read(run("show", "Mozart", "--json"))
     expected = {name.lstrip("-").replace("-", "_"): value for name, value in flags.items()}
-    assert data["header"]["hparams"] == expected | {"keys": "mean", "early_stop_loss": 0.2, "steps": 3}
+    found = data["header"]["hparams"]
+    assert found == found | expected | {"keys": "mean", "early_stop_loss": 0.2, "steps": 3, "optimiser": "lbfgs"}
+    assert (found["value_contexts"], found["target_loss"], found["precision"]) == (4, 0.01, "bfloat16")
     assert (data["header"]["seed"], data["header"]["document_start"], data["layers"]) == (5, False, [1])
     assert (data["target_true"], data["template"], data["message"]) == ("Berlin", "{} was born in", "why")
 

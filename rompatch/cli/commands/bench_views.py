@@ -219,7 +219,7 @@ def worst(settings: Settings, run: str, limit: int, as_json: bool) -> None:
         render.emit_json({"run": found.id, "failing": len(failing), "records": shown})
         return
     done = found.scored + found.failed
-    head = f"{len(failing)} of {render.counted(done, 'record')} have something that fails" + (
+    head = f"something fails in {len(failing)} of {render.counted(done, 'record')}" + (
         f"; the worst {limit}:" if len(failing) > limit else ":" if failing else ""
     )
     click.echo("\n\n".join([head, *map(_block, failing[:limit])]))

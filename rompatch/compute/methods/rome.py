@@ -39,7 +39,10 @@ from rompatch.tokens import EncodedSubject
 from rompatch.versions import library_versions
 
 KEY_MODES = ("mixed", "mean")
-_NUMBERS = ("lr", "weight_decay", "clamp_norm_factor", "kl_factor", "early_stop_loss", "target_loss", "ridge")
+_NUMBERS = {
+    **dict.fromkeys(("lr", "clamp_norm_factor", "ridge"), "positive"),
+    **dict.fromkeys(("weight_decay", "kl_factor", "early_stop_loss", "target_loss"), "a number not below zero"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,11 @@ class RomeHparams(ValueHparams):
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        for name in _NUMBERS:
+        for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-                raise RequestError(f"The hyper-parameter {name} must be a number, not below zero.", found=repr(value))
-        for name in ("lr", "clamp_norm_factor", "ridge"):
-            if not getattr(self, name) > 0:
-                raise RequestError(f"The hyper-parameter {name} must be positive.", found=getattr(self, name))
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and least == "positive"):
+                raise RequestError(f"The hyper-parameter {name} must be {least}.", found=repr(value))
         for name in ("steps", "value_contexts"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
