@@ -67,7 +67,7 @@ def on_a_terminal(args: list[str], cwd: Path, keys: bytes = b"", **more: str) ->
     if child == 0:
         os.chdir(cwd)
         os.execve(sys.executable, [*START, *args], environment(TERM="xterm-256color", COLUMNS="60", **more))  # noqa: S606
-    shown, typed, deadline = b"", False, time.monotonic() + 60
+    shown, typed, deadline, pressed = b"", False, time.monotonic() + 60, 0.0
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.2)[0]:
             try:
@@ -77,11 +77,13 @@ def on_a_terminal(args: list[str], cwd: Path, keys: bytes = b"", **more: str) ->
             if not piece:
                 break
             shown += piece
-        elif keys == CTRL_C:
-            typed = False  # pressed just before the question began to listen, it is heard with the next key only
+        elif keys == CTRL_C and time.monotonic() - pressed > 3:
+            # Pressed just before the question began to listen, it is heard with the next key only. Not too soon: a
+            # second one while the program ends is its death by the signal.
+            typed = False
         if keys and not typed and b"?" in shown:
             os.write(terminal, keys)
-            typed = True
+            typed, pressed = True, time.monotonic()
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown.decode(errors="replace")
 
