@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rompatch.errors import SuiteError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rompatch.verify.evaluation import Evaluation
     from rompatch.verify.suite import Suite
 
+_OF_OTHERS = ("neighbourhood", "attribute")
 AT_ONCE = 16
 """Edits scored side by side: each takes memory for its hidden states."""
 
@@ -85,6 +87,24 @@ def scored_alone(
         )
         found |= {record.id: Alone(*pair) for (record, _), pair in zip(group, pairs, strict=True)}
     return found
+
+
+def without_subjects(evaluation: Evaluation, subjects: Iterable[str]) -> Evaluation:
+    """*evaluation* without its neighbourhood and attribute prompts about one of *subjects*, whose objects other patches
+    change on purpose: neither keeping nor losing them says anything. ``untested`` names what was left out."""
+    from rompatch.verify.evaluation import scores_of
+
+    edited = [re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)", re.IGNORECASE) for subject in subjects]
+    kept = [
+        result
+        for result in evaluation.results
+        if result.prompt.kind not in _OF_OTHERS or not any(one.search(result.prompt.text) for one in edited)
+    ]
+    if len(kept) == len(evaluation.results):
+        return evaluation
+    left_out = ", ".join(repr(result.prompt.text) for result in evaluation.results if result not in kept)
+    note = f"left out, since other patches of the stack are about their subjects: {left_out}"
+    return replace(evaluation, results=tuple(kept), scores=scores_of(kept), untested=(*evaluation.untested, note))
 
 
 def _groups(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import ConflictError, RequestError
 from rompatch.store.records import PatchRecord, ScoreRecord, StackRecord, VerificationRecord
-from rompatch.workflows.baselines import Alone, own_suite, recorded_alone, scored_alone
+from rompatch.workflows.baselines import Alone, own_suite, recorded_alone, scored_alone, without_subjects
 from rompatch.workflows.gates import (
     GateResult,
     check_drift,
@@ -99,7 +99,7 @@ def verify_stack(store: OpenStore, options: StackVerifyOptions | None = None) ->
     alone = {record.id: recorded_alone(store, record, loaded.suites[record.id]) for record in loaded.records}
     missing = [record for record in loaded.records if alone[record.id] is None] if options.baseline else []
     new = scored_alone(store, base, [(one, loaded.patches[one.id]) for one in missing], loaded.suites)
-    checks = [_check_of(one, in_stack[one.id], new.get(one.id) or alone[one.id]) for one in loaded.records]
+    checks = [_check_of(one, in_stack[one.id], new.get(one.id) or alone[one.id], loaded) for one in loaded.records]
     seconds = time.monotonic() - started
     results = _gates(checks, drift, options)
     run, newest = None, _newest(store, loaded.stack)
@@ -114,7 +114,10 @@ def verify_stack(store: OpenStore, options: StackVerifyOptions | None = None) ->
             f"stack {loaded.stack.name} was changed meanwhile: scored at revision {loaded.stack.revision}, "
             f"now at {newest}"
         )
-    means = _mean([check.alone for check in checks if check.alone is not None]), _mean(list(in_stack.values()))
+    means = (
+        _mean([check.alone for check in checks if check.alone is not None]),
+        _mean([check.in_stack for check in checks]),
+    )
     name = None if drift is None else text_name
     ordered = tuple(sorted(checks, key=_badness))
     return StackVerified(loaded.stack, newest, ordered, *means, drift, name, results, run, seconds)
@@ -202,12 +205,15 @@ def _drift(store: OpenStore, base: Base, patched: PatchedModel, loaded: _Loaded,
     )
 
 
-def _check_of(record: PatchRecord, in_stack: Evaluation, alone: Alone | None) -> PatchCheck:
+def _check_of(record: PatchRecord, in_stack: Evaluation, alone: Alone | None, loaded: _Loaded) -> PatchCheck:
     from rompatch.verify.evaluation import compare
 
+    others = {other.subject for other in loaded.records} - {record.subject}
+    in_stack = without_subjects(in_stack, others)
     if alone is None:
         return PatchCheck(record, in_stack, None, None, False, ())
-    return PatchCheck(record, in_stack, alone.after, alone.run, alone.run is None, compare(alone.after, in_stack))
+    after = without_subjects(alone.after, others)
+    return PatchCheck(record, in_stack, after, alone.run, alone.run is None, compare(after, in_stack))
 
 
 def _numbered(check: PatchCheck, number: int | None) -> PatchCheck:

@@ -214,6 +214,32 @@ def test_two_patches_on_one_subject_are_told_what_they_lost(toy: Store, patches:
     assert caught.value.exit_code == 3
 
 
+def test_neighbours_that_other_patches_edit_are_left_out_and_named(
+    toy: Store, patches: list[Patch], tmp_path: Path
+) -> None:
+    first, second = patches[:2]
+    subject = second.header.request.subject
+    text = TEMPLATE.replace("{}", subject.lower())
+    suite = suite_for(first)
+    extra = Prompt("neighbourhood", text, first.header.request.target_new, facts()[subject])
+    longer = Prompt("neighbourhood", f"{subject}land is in", first.header.request.target_new, facts()[subject])
+    suite = dataclasses.replace(suite, prompts=(*suite.prompts, extra, longer))
+    (tmp_path / "suite.json").write_text(json.dumps(suite.to_json()))
+    recorded = toy.verify(first.id, suite=tmp_path / "suite.json")
+    toy.apply(first.id, second.id)
+    (check,) = (one for one in quick(toy).checks if one.patch.id == first.id)
+    asked = [result.prompt for result in check.in_stack.results]
+    assert asked == [prompt for prompt in suite.prompts if prompt != extra]
+    assert check.alone is not None
+    assert recorded.run is not None
+    assert check.alone_run == recorded.run.id, "the run of the whole suite serves"
+    assert check.alone.scores.n_neighbourhood == check.in_stack.scores.n_neighbourhood == len(asked) - 2
+    assert any(repr(text) in note for note in check.in_stack.untested)
+    toy.revert(second.id)
+    (check,) = quick(toy).checks
+    assert extra in [result.prompt for result in check.in_stack.results]
+
+
 def test_the_base_is_left_as_it_was(toy: Store, verified: dict[str, int]) -> None:
     weight = trained_base().site(0).stored()
     before, place = weight.clone(), weight.data_ptr()
