@@ -171,7 +171,6 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
 
 def make_plan(store: OpenStore, base: Base, subject: str, relation: str, target: str, options: CreateOptions) -> Plan:
     """Everything that is decided before computing: template, true object, layer, hyper-parameters, what exists."""
-    from rompatch.compute.methods.rome import RomeHparams
     from rompatch.workflows.presets import preset_for
 
     preset: Preset = preset_for(base, options.preset)
@@ -181,10 +180,7 @@ def make_plan(store: OpenStore, base: Base, subject: str, relation: str, target:
     is_phrase = options.prompt is None and "{}" not in relation
     request = EditRequest(subject, wordings[0].template, target, options.true, relation if is_phrase else None)
     request, true_source = with_true_object(base, request, document_start)
-    try:
-        hparams = RomeHparams(**{**preset.hparams, **options.hparams})
-    except TypeError as problem:
-        raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(options.hparams)) from problem
+    hparams = sound_hparams({**preset.hparams, **options.hparams})
     layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
     site = base.site(layer)
     wanted = wanted_precision(options.precision, vars(hparams))
@@ -201,6 +197,20 @@ def make_plan(store: OpenStore, base: Base, subject: str, relation: str, target:
         preset=preset.source,
         existing=existing.on_same_fact(store, base_id(base.ref()), request),
     )
+
+
+def sound_hparams(given: Mapping[str, Any]) -> RomeHparams:
+    """The hyper-parameters *given*, the method's defaults for the others.
+
+    Raises:
+        RequestError: there is no such hyper-parameter, or its value is none.
+    """
+    from rompatch.compute.methods.rome import RomeHparams
+
+    try:
+        return RomeHparams(**given)
+    except TypeError as problem:
+        raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(given)) from problem
 
 
 def planned_header(base: Base, plan: Plan, options: CreateOptions) -> PatchHeader:
@@ -302,6 +312,7 @@ def _applied(store: OpenStore, created: Created, options: CreateOptions) -> Crea
 
 def _check_early(subject: str, relation: str, target: str, options: CreateOptions) -> None:
     """What can be refused before the model is loaded."""
+    sound_hparams(options.hparams)
     EditRequest(subject, relation if "{}" in relation and options.prompt is None else "{}", target, options.true)
     if not relation.strip() and options.prompt is None:
         raise RequestError(
