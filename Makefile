@@ -49,7 +49,7 @@ docs: $(STAMP) ## write docs/cli.md from the commands' own help
 	@$(BIN)/python -m rompatch.cli.reference
 
 # Measured with threads that spin: the sides of a ratio take turns, and nothing else should run meanwhile.
-bench: $(STAMP) ## measure speed and memory: edits, statistics, verification, start-up; about 20 minutes on quiet cores
+bench: $(STAMP) ## measure speed and memory: edits, key statistics, start-up; about 20 minutes on quiet cores
 	@for each in "speed.py --plot docs/images/growth.svg" key_statistics.py memory.py startup.py; do \
 	  echo "== $$each"; env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/$$each || exit 1; done
 
