@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import RequestError
+from rompatch.workflows.creating import sound_hparams
 from rompatch.workflows.opened import BaseSpec, OpenStore
 from rompatch.workflows.precision import resolve_precision, wanted_precision
 from rompatch.workflows.statistics import AUTOMATIC, statistics_for
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from rompatch.bench.running import Setting
     from rompatch.bench.tasks import Shard
     from rompatch.bench.texts import TextMeasurer
-    from rompatch.compute.methods.rome import RomeHparams
     from rompatch.models import Base
     from rompatch.verify.texts import TextFile
     from rompatch.verify.zsre import Taught
@@ -100,22 +100,13 @@ def make_setting(store: OpenStore, options: BenchOptions, texts: Texts) -> tuple
     preset = preset_for(base, options.preset)
     document_start = preset.document_start if options.document_start is None else options.document_start
     layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
-    site, hparams = base.site(layer), _hparams(preset, options)
+    site, hparams = base.site(layer), sound_hparams({**preset.hparams, **options.hparams})
     wanted = wanted_precision(options.precision, vars(hparams))
     hparams = replace(hparams, precision=resolve_precision(base, site, wanted, store.reporter))
     measurer = _measurer(base, document_start, texts, options)
     statistics = statistics_for(base, site, options.statistics, options.seed, store.reporter)
     contexts = sample_contexts(base.model, base.tokenizer, options.seed)
     return Setting(base, site, contexts, statistics, hparams, options.seed, document_start, measurer), preset
-
-
-def _hparams(preset: Preset, options: BenchOptions) -> RomeHparams:
-    from rompatch.compute.methods.rome import RomeHparams
-
-    try:
-        return RomeHparams(**{**preset.hparams, **options.hparams})
-    except TypeError as problem:
-        raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(options.hparams)) from problem
 
 
 def _measurer(base: Base, document_start: bool, texts: Texts, options: BenchOptions) -> TextMeasurer | None:
