@@ -27,6 +27,7 @@ RANKS = {
     "hooks": 2,
     "recording": 2,
     "tokens": 2,
+    "trials": 2,
     "sites": 2,
     "offload": 2,
     "placement": 2,

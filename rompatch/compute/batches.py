@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import torch
-
 from rompatch.compute.rows import ValueRows
 from rompatch.errors import ComputeError
+from rompatch.trials import empty_cache, is_out_of_memory
 
 DEFAULT_BUDGET = 4 << 30
 """Bytes. Fixed, not a share of what is free: a patch's last digits depend on its batch, so the same requests shall
@@ -75,23 +74,9 @@ def halving(
         yield from halving(part, run, note)
 
 
-def empty_cache() -> None:
-    """Give back what torch keeps of a device's memory for later."""
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-
-
 def _too_large(reason: str) -> ComputeError:
     return ComputeError(
         "There is not enough memory to optimise a single request.",
         found=reason or "out of memory",
         next_step="Use fewer contexts (--value-contexts), close other programs, or use --device auto.",
     )
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether *problem* says that memory is used up: torch has an error of its own on GPUs only."""
-    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(problem).lower()
-    return isinstance(problem, RuntimeError) and ("not enough memory" in text or "out of memory" in text)

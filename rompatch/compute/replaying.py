@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from rompatch.compute.batches import is_out_of_memory
 from rompatch.compute.replay import FullForward, Products, Replay, Replayer
 from rompatch.compute.rows import RowBatch, ValueRows
 from rompatch.models import Base
 from rompatch.sites import Site, layer_modules
 from rompatch.tokens import pad_id
+from rompatch.trials import REFUSALS, is_refusal
 
 _VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, str, bool], bool]] = WeakKeyDictionary()
 """By model, then by site, precision and whether rows have a prefix: whether a replay agreed with the plain forward."""
@@ -70,9 +70,8 @@ def _tried(base: Base, site: Site, few: RowBatch, products: Products, tolerance:
             return None
         try:
             found = make_replayer(base, site, few, products, replay=True).logits(delta)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as problem:
-            # Whatever a foreign forward pass does not like about being replayed: the plain loop needs none of it.
-            if is_out_of_memory(problem):
+        except REFUSALS as problem:
+            if not is_refusal(problem):
                 raise
             return False
     return bool((found - expected).abs().max() <= tolerance * expected.std())

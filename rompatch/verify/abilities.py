@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rompatch.trials import REFUSALS, is_refusal
 from rompatch.verify.forward import LayerRecording, Pass
 from rompatch.verify.layout import Batch
 from rompatch.verify.prefix_tree import PrefixForest
@@ -30,8 +31,6 @@ _WINDOW = re.compile(r"(window|window_size|attention_chunk_size)$")
 _AGREEMENT = {torch.float32: 3e-5, torch.float64: 3e-5}
 _ROUGH_AGREEMENT = 0.05
 """Largest difference of logits, relative to the largest logit, that counts as agreement; in half precision."""
-
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
 @dataclass
@@ -125,7 +124,9 @@ class _Probe:
     def _agrees(self, attempt: Callable[[], Tensor]) -> bool:
         try:
             found = attempt()
-        except _FAILURES:
+        except REFUSALS as problem:
+            if not is_refusal(problem):
+                raise
             return False
         limit = _AGREEMENT.get(self._model.dtype, _ROUGH_AGREEMENT) * max(1.0, self.expected.abs().max().item())
         return found.shape == self.expected.shape and (found - self.expected).abs().max().item() <= limit

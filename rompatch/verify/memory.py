@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-import torch
-
 from rompatch.errors import ComputeError
-
-_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+from rompatch.trials import empty_cache, is_out_of_memory
 
 T = TypeVar("T")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether *error* says that memory ran out, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
 
 
 def run_within(budget: int, least: int, plan: Callable[[int], Iterable[T]], run: Callable[[T], None]) -> int:
@@ -47,8 +37,7 @@ def run_within(budget: int, least: int, plan: Callable[[int], Iterable[T]], run:
                 next_step="Free memory, shorten the prompts, or use a smaller model or dtype.",
             )
         budget = max(least, budget // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
 
 
 def _first_failure(batches: Iterable[T], run: Callable[[T], None]) -> str | None:

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rompatch.compute.batches import halving, is_out_of_memory, plan_batches
+from rompatch.compute.batches import halving, plan_batches
 from rompatch.compute.cost import ModelShape, step_bytes
 from rompatch.compute.rows import EditedRow, ValueRows
 from rompatch.errors import ComputeError
+from rompatch.trials import is_out_of_memory
 
 SHAPE = ModelShape(layer_weights=1000, head_weights=3200, n_layers=4, hidden=32, inner=64, vocab=100, cache_width=32)
 
