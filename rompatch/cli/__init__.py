@@ -9,8 +9,8 @@ from __future__ import annotations
 def waiting(n_cores: int, n_running: int | None) -> tuple[str, str]:
     """How OpenMP's threads wait for each other, as an environment variable and its value.
 
-    Measured: threads that spin make an edit 1.6 times as fast where the cores are free, and many times slower where
-    other work wants them; there they had better sleep.
+    Threads that spin make an edit faster where the cores are free, and many times slower where other work wants them;
+    there they had better sleep. (`OMP_WAIT_POLICY=PASSIVE python benchmarks/speed.py edit` shows the difference.)
 
     Args:
         n_running: threads that want a core now, this one included; None where that is not known.

@@ -95,12 +95,13 @@ def replay_cost(shape: ModelShape, layer: int, requests: Sequence[ValueRows], n_
     n_read = sum((len(request.rows) - 1) * request.n_target + 1 for request in requests)
     above = shape.n_layers - layer
     tail_attention = sum(tail * length for tail, length in zip(tails, lengths, strict=True)) * 4 * shape.hidden
-    forward = (2 * shape.layer_weights * sum(tails) + tail_attention) * above + 2 * shape.head_weights * n_read
+    one_layer = 2 * shape.layer_weights * sum(tails) + tail_attention
+    head = 2 * shape.head_weights * n_read
     return EditCost(
         keys=2 * shape.layer_weights * (layer + 1) * n_key_tokens,
         record=2 * shape.layer_weights * (shape.n_layers * prefix + layer * sum(tails)),
-        forward=forward,
-        backward=forward,
+        forward=one_layer * above + head,
+        backward=one_layer * (above - 1) + head,  # delta enters behind the site's layer
     )
 
 
@@ -115,7 +116,7 @@ def naive_cost(shape: ModelShape, layer: int, requests: Sequence[ValueRows]) -> 
         keys=0.0,
         record=0.0,
         forward=one_layer * shape.n_layers + head,
-        backward=one_layer * (shape.n_layers - layer) + head,
+        backward=one_layer * (shape.n_layers - layer - 1) + head,
     )
 
 
