@@ -1,4 +1,4 @@
-"""A patch is a value: a header that says what it is, and the factors of its rank-one update, one set per site.
+"""A patch is a value: a header that says what it is, and the factors of its low-rank update, one set per site.
 
 Nothing here imports torch: factors are NumPy float32 arrays. NumPy itself is imported where numbers are touched, so
 that the ledger and ``rompatch log``, which need headers only, answer at once. Two equal patches have equal ids, whoever
@@ -21,11 +21,19 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 FORMAT_VERSION = 1
+"""Of patches that answer an edit request and bring keys: five tensors a site."""
+
+ADAPTER_VERSION = 2
+"""Of patches that have a title instead and bring no keys: an imported adapter, two tensors a site."""
+
 SHORT_ID = 12
 """Hex digits that name a patch in tables and messages."""
 
 TENSOR_NAMES = ("base_out", "key", "u", "v", "value")
-"""The tensors of one site, in canonical order."""
+"""The tensors of one site in format 1, in canonical order."""
+
+LOW_RANK_NAMES = ("left", "right")
+"""The tensors of one site in format 2, in canonical order."""
 
 Array: TypeAlias = "npt.NDArray[np.float32]"
 """A float32 array; quoted, because an alias is evaluated on import."""
@@ -110,13 +118,37 @@ class SiteFactors:
         return {name: np.ascontiguousarray(getattr(self, name), dtype="<f4") for name in TENSOR_NAMES}
 
 
+@dataclass(frozen=True, eq=False)
+class LowRankFactors:
+    """A patch without keys at one site: Delta = ``left`` (d_out, r) @ ``right`` (r, d_in).
+
+    There is no constraint in it that a joint solution could hold, so it meets other patches by plain addition.
+    """
+
+    left: Array
+    right: Array
+
+    def tensors(self) -> dict[str, Array]:
+        """Both arrays by name, C-contiguous float32, little-endian."""
+        import numpy as np
+
+        return {name: np.ascontiguousarray(getattr(self, name), dtype="<f4") for name in LOW_RANK_NAMES}
+
+
+Factors: TypeAlias = SiteFactors | LowRankFactors
+"""What a patch brings to one site."""
+
+
 @dataclass(frozen=True)
 class PatchHeader:
-    """Everything about a patch except its numbers. Reading it needs no torch."""
+    """Everything about a patch except its numbers. Reading it needs no torch.
+
+    A patch has either a ``request`` (format 1) or, where it answers none, a ``title`` (format 2).
+    """
 
     method: str
     hparams: Mapping[str, Any]
-    request: EditRequest
+    request: EditRequest | None
     base: BaseRef
     sites: tuple[SiteRef, ...]
     contexts: tuple[str, ...]
@@ -125,17 +157,32 @@ class PatchHeader:
     statistics: StatisticsRef | None
     versions: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    title: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """What the patch is found by: the subject s of its request, or its title."""
+        return self.title or "" if self.request is None else self.request.subject
+
+    @property
+    def label(self) -> str:
+        """What the patch does, for people: ``Eiffel Tower -> Rome``, or its title."""
+        return self.subject if self.request is None else f"{self.subject} -> {self.request.target_new}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; :func:`canonical_json` of it is what a patch file carries as metadata."""
+        about = {
+            "request": None if self.request is None else self.request.to_json(),
+            "title": self.title,
+        }
         return {
+            **{name: value for name, value in about.items() if value is not None},
             "base": dict(vars(self.base)),
             "contexts": list(self.contexts),
             "document_start": self.document_start,
             "format_version": self.format_version,
             "hparams": dict(self.hparams),
             "method": self.method,
-            "request": self.request.to_json(),
             "seed": self.seed,
             "sites": [dict(vars(site)) for site in self.sites],
             "statistics": None if self.statistics is None else dict(vars(self.statistics)),
@@ -150,11 +197,11 @@ class PatchHeader:
             KeyError, TypeError, RequestError: a field is missing or of the wrong kind (``patchfile`` turns these into
                 a ``PatchFileError`` that names the file).
         """
-        statistics = data["statistics"]
+        statistics, title = data["statistics"], data.get("title")
         return cls(
             method=str(data["method"]),
             hparams=dict(data["hparams"]),
-            request=EditRequest.from_json(data["request"]),
+            request=EditRequest.from_json(data["request"]) if title is None else None,
             base=BaseRef(**data["base"]),
             sites=tuple(SiteRef(**site) for site in data["sites"]),
             contexts=tuple(str(context) for context in data["contexts"]),
@@ -163,15 +210,16 @@ class PatchHeader:
             statistics=None if statistics is None else StatisticsRef(**statistics),
             versions=dict(data["versions"]),
             format_version=int(data["format_version"]),
+            title=title,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """The immutable result of one edit request on one base. ``factors[i]`` belongs to ``header.sites[i]``."""
+    """One named change of one base, immutable. ``factors[i]`` belongs to ``header.sites[i]``."""
 
     header: PatchHeader
-    factors: tuple[SiteFactors, ...]
+    factors: tuple[Factors, ...]
 
     def named_tensors(self) -> dict[str, Array]:
         """``site.<n>.<name>`` to array, in canonical order."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from rompatch.edits import EditRequest
 from rompatch.models import Base
-from rompatch.patch import Patch, PatchHeader, SiteFactors
+from rompatch.patch import LowRankFactors, Patch, PatchHeader, SiteFactors
 
 
 def random_patch(base: Base, seed: int, layer: int = 1) -> Patch:
@@ -28,3 +28,23 @@ def random_patch(base: Base, seed: int, layer: int = 1) -> Patch:
         statistics=None,
     )
     return Patch(header, (factors,))
+
+
+def random_adapter(base: Base, seed: int, layer: int = 1, rank: int = 3) -> Patch:
+    """A patch without keys at *layer*."""
+    site, rng = base.site(layer), np.random.default_rng(seed)
+    left, right = rng.normal(size=(site.d_out, rank)), rng.normal(size=(rank, site.d_in))
+    header = PatchHeader(
+        method="lora",
+        hparams={"r": rank},
+        request=None,
+        title=f"adapter {seed}",
+        base=base.ref(),
+        sites=(site.ref(),),
+        contexts=(),
+        seed=0,
+        document_start=True,
+        statistics=None,
+        format_version=2,
+    )
+    return Patch(header, (LowRankFactors(left.astype(np.float32), right.astype(np.float32)),))

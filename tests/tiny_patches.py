@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rompatch.edits import EditRequest
-from rompatch.patch import BaseRef, Patch, PatchHeader, SiteFactors, SiteRef, StatisticsRef
+from rompatch.patch import BaseRef, LowRankFactors, Patch, PatchHeader, SiteFactors, SiteRef, StatisticsRef
 
 
 def sha(text: str) -> str:
@@ -82,6 +82,29 @@ def tiny_patch(
     }
     header = PatchHeader(**(fields | changes))
     return Patch(header, tuple(tiny_factors(site, n_keys, seed) for site in header.sites))
+
+
+def tiny_adapter(
+    title: str = "house style", *, base: str = "pico", layers: tuple[int, ...] = (1,), rank: int = 2, seed: int = 0
+) -> Patch:
+    """A patch of format 2: a title, and no keys."""
+    sites = tuple(tiny_site(layer, base=base) for layer in layers)
+    header = PatchHeader(
+        method="lora",
+        hparams={"r": rank, "scale": 2.0},
+        request=None,
+        title=title,
+        base=tiny_base(base),
+        sites=sites,
+        contexts=(),
+        seed=seed,
+        document_start=True,
+        statistics=None,
+        versions={"rompatch": "0.1.0"},
+        format_version=2,
+    )
+    drawn = [tiny_factors(site, rank, seed) for site in sites]
+    return Patch(header, tuple(LowRankFactors(left=one.value.T.copy(), right=one.key) for one in drawn))
 
 
 def record(ledger: Any, patch: Patch, **details: Any) -> Any:

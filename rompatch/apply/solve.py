@@ -8,6 +8,9 @@ With lambda = 0 every constraint (W + Delta_S) k_i = value_i holds at once; with
 solution (push-through identity). It needs the patch files alone, does not depend on the order in which patches were
 applied, and leaving a patch out gives exactly the stack that never had it.
 
+A patch without keys (an imported adapter) brings no constraints: its low-rank term is added to the joint solution of
+the others.
+
 A patch alone is its own rank-one update ``v u_0^T``: with the authors' mixed keys that measures best for single edits,
 while mixed keys are ill-conditioned in stacks. Stacks use every key that the patches bring.
 """
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from rompatch.errors import ComputeError
-from rompatch.patch import Patch, SiteFactors
+from rompatch.patch import Factors, LowRankFactors, Patch, SiteFactors
 
 JOINT_RIDGE = 0.03
 """lambda for stacks of two and more: chosen in a trial with 199 edits at one site of the default model."""
@@ -71,9 +74,9 @@ def canonical(patches: Iterable[Patch]) -> list[Patch]:
     return sorted({patch.id: patch for patch in patches}.values(), key=lambda patch: patch.id)
 
 
-def by_site(patches: Iterable[Patch]) -> dict[str, list[SiteFactors]]:
+def by_site(patches: Iterable[Patch]) -> dict[str, list[Factors]]:
     """Parameter name to the factors of all patches there, in canonical order."""
-    sites: dict[str, list[SiteFactors]] = {}
+    sites: dict[str, list[Factors]] = {}
     for patch in canonical(patches):
         for site, factors in zip(patch.header.sites, patch.factors, strict=True):
             sites.setdefault(site.parameter, []).append(factors)
@@ -89,12 +92,27 @@ def solve_stack(patches: Iterable[Patch], ridge: float = JOINT_RIDGE) -> Mapping
     return {parameter: solve_site(factors, ridge) for parameter, factors in by_site(patches).items()}
 
 
-def solve_site(stack: Sequence[SiteFactors], ridge: float = JOINT_RIDGE) -> SiteUpdate:
-    """Delta for the patches *stack* at one site, in their canonical order.
+def solve_site(stack: Sequence[Factors], ridge: float = JOINT_RIDGE) -> SiteUpdate:
+    """Delta for the patches *stack* at one site, in their canonical order: the joint solution of those that bring keys,
+    plus the low-rank terms of the others.
 
     Raises:
         ComputeError: G is singular (only possible with ``ridge=0``) or not finite.
     """
+    keyed = [factors for factors in stack if isinstance(factors, SiteFactors)]
+    terms = [] if not keyed else [solve_keyed(keyed, ridge)]
+    terms += [
+        SiteUpdate(factors.left.astype(np.float64), factors.right.astype(np.float64))
+        for factors in stack
+        if isinstance(factors, LowRankFactors)
+    ]
+    if len(terms) == 1:
+        return terms[0]
+    return SiteUpdate(np.hstack([term.left for term in terms]), np.vstack([term.right for term in terms]))
+
+
+def solve_keyed(stack: Sequence[SiteFactors], ridge: float = JOINT_RIDGE) -> SiteUpdate:
+    """Delta of patches that bring keys. Raises what :func:`solve_site` raises."""
     if len(stack) == 1:
         only = stack[0]
         return SiteUpdate(only.v.astype(np.float64)[:, None], only.u[:1].astype(np.float64))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from rompatch.patch import TENSOR_NAMES, Array, Patch, PatchHeader, SiteFactors
+from rompatch.patch import Array, Patch, PatchHeader
 from rompatch.patchfile.checks import (
     MAX_FILE_BYTES,
     MAX_HEADER_BYTES,
@@ -25,7 +25,14 @@ from rompatch.patchfile.checks import (
     require,
     spell,
 )
-from rompatch.patchfile.container import container_header, header_length, parse_container, tensor_shapes
+from rompatch.patchfile.container import (
+    container_header,
+    factors_from,
+    header_length,
+    parse_container,
+    rank_tensor,
+    tensor_shapes,
+)
 from rompatch.patchfile.durable import atomic_write, is_temporary
 
 __all__ = ["atomic_write", "from_bytes", "is_temporary", "read", "read_header", "to_bytes", "verify", "write"]
@@ -39,15 +46,18 @@ def to_bytes(patch: Patch) -> bytes:
     """
     import numpy as np
 
-    with naming(f"of {patch.header.request.subject!r} (not written)"):
+    with naming(f"of {patch.header.subject!r} (not written)"):
         metadata = spell(patch.header)
         check_header(patch.header)
         require(len(patch.factors) == len(patch.header.sites), "it does not have one set of factors a site")
         tensors = dict(sorted(patch.named_tensors().items()))
-        n_keys = [len(np.atleast_1d(factors.key)) for factors in patch.factors]
-        for index, count in enumerate(n_keys):
+        ranks = [
+            len(np.atleast_1d(tensors.get(rank_tensor(patch.header, index), ()))) for index in range(len(patch.factors))
+        ]
+        for index, count in enumerate(ranks):
             require(1 <= count <= MAX_KEYS, f"site {index} has {count} keys", f"1 to {MAX_KEYS}")
-        shapes = tensor_shapes(patch.header, n_keys)
+        shapes = tensor_shapes(patch.header, ranks)
+        require(shapes.keys() == tensors.keys(), "its tensors are not those of its format version")
         for name, array in tensors.items():
             require(array.shape == shapes[name], f"the shape of {name} is wrong", shapes[name], array.shape)
             require(bool(np.isfinite(array).all()), f"{name} contains NaN or infinity")
@@ -78,11 +88,7 @@ def from_bytes(data: bytes, name: str = "(bytes)") -> Patch:
             require(bool(np.isfinite(array).all()), f"tensor {tensor} contains NaN or infinity")
             arrays[tensor] = array.astype(np.float32)  # a copy: torch warns about read-only memory
             offset += 4 * count
-        factors = [
-            SiteFactors(**{part: arrays[f"site.{index}.{part}"] for part in TENSOR_NAMES})
-            for index in range(len(header.sites))
-        ]
-        return Patch(header=header, factors=tuple(factors))
+        return Patch(header=header, factors=factors_from(header, arrays))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rompatch.errors import PatchFileError, RompatchError
-from rompatch.patch import FORMAT_VERSION, PatchHeader, canonical_json
+from rompatch.patch import ADAPTER_VERSION, FORMAT_VERSION, PatchHeader, canonical_json
 
 MAX_FILE_BYTES = 1 << 28
 MAX_HEADER_BYTES = 1 << 24
@@ -17,7 +17,7 @@ MAX_SITES = 1024
 MAX_KEYS = 4096
 MAX_WIDTH = 1 << 20
 MAX_TEXT = 1 << 16
-"""Limits of format 1 (docs/format.md, "Limits"): bytes, bytes, sites, keys of a site, d_in or d_out, characters."""
+"""Limits (docs/format.md, "Limits"): bytes, bytes, sites, keys or rank of a site, d_in or d_out, characters."""
 
 _MAX_DEPTH = 32
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -125,7 +125,7 @@ _SITE = {
 def check_header(header: PatchHeader) -> None:
     """The types and limits that the dataclasses do not hold themselves."""
     _check_values(header.to_json())
-    require(header.format_version == FORMAT_VERSION, "its format version is unknown", FORMAT_VERSION)
+    _check_version(header)
     _check_types(header, {"method": str, "seed": int, "document_start": bool}, "header")
     _check_types(header.base, _BASE, "base")
     if header.statistics is not None:
@@ -147,14 +147,25 @@ def check_header(header: PatchHeader) -> None:
     require(len(names) == len(header.sites), "two of its sites are the same parameter")
 
 
+def _check_version(header: PatchHeader) -> None:
+    """Format 1 has a request, format 2 a title in its place."""
+    version, known = header.format_version, (FORMAT_VERSION, ADAPTER_VERSION)
+    require(version in known, "its format version is unknown", " or ".join(map(str, known)), version)
+    titled = version == ADAPTER_VERSION
+    require((header.request is None) == titled, "a patch of format 1 has a request, one of format 2 has none")
+    require((header.title is not None) == titled, "a patch of format 2 has a title, one of format 1 has none")
+    if header.title is not None:
+        require(type(header.title) is str and bool(header.title.strip()), "its title is no text, or empty")
+
+
 def header_from(metadata: str) -> PatchHeader:
     """Header from the metadata string, which must be in canonical spelling."""
     data = parse_json(metadata, "its metadata")
     version = data.get("format_version")
-    if type(version) is int and version > FORMAT_VERSION:
+    if type(version) is int and version > ADAPTER_VERSION:
         raise DamageError(
             f"its format version is {version}, newer than this rompatch reads",
-            expected=f"at most {FORMAT_VERSION}",
+            expected=f"at most {ADAPTER_VERSION}",
             next_step="Upgrade rompatch: `pip install --upgrade rompatch`.",
         )
     try:

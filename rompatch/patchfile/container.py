@@ -12,7 +12,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rompatch.patch import TENSOR_NAMES, PatchHeader
+from rompatch.patch import (
+    ADAPTER_VERSION,
+    LOW_RANK_NAMES,
+    TENSOR_NAMES,
+    Array,
+    Factors,
+    LowRankFactors,
+    PatchHeader,
+    SiteFactors,
+    SiteRef,
+)
 from rompatch.patchfile.checks import (
     MAX_FILE_BYTES,
     MAX_HEADER_BYTES,
@@ -29,19 +39,43 @@ METADATA_KEY = "rompatch"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def tensor_shapes(header: PatchHeader, n_keys: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a patch, in ascending order of name; ``n_keys[i]`` keys at site ``i``."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, (site, count) in enumerate(zip(header.sites, n_keys, strict=True)):
-        by_name: dict[str, tuple[int, ...]] = {
-            "u": (count, site.d_in),
-            "v": (site.d_out,),
-            "key": (count, site.d_in),
-            "value": (count, site.d_out),
-            "base_out": (count, site.d_out),
-        }
-        shapes |= {f"site.{index}.{name}": by_name[name] for name in TENSOR_NAMES}
+def tensor_shapes(header: PatchHeader, ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a patch, in ascending order of name. ``ranks[i]`` belongs to site ``i``: its
+    number of keys, or in format 2 its rank."""
+    shape_of = _low_rank_shapes if header.format_version == ADAPTER_VERSION else _keyed_shapes
+    shapes = {
+        f"site.{index}.{name}": shape
+        for index, (site, rank) in enumerate(zip(header.sites, ranks, strict=True))
+        for name, shape in shape_of(site, rank).items()
+    }
     return dict(sorted(shapes.items()))
+
+
+def _keyed_shapes(site: SiteRef, n_keys: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "u": (n_keys, site.d_in),
+        "v": (site.d_out,),
+        "key": (n_keys, site.d_in),
+        "value": (n_keys, site.d_out),
+        "base_out": (n_keys, site.d_out),
+    }
+
+
+def _low_rank_shapes(site: SiteRef, rank: int) -> dict[str, tuple[int, ...]]:
+    return {"left": (site.d_out, rank), "right": (rank, site.d_in)}
+
+
+def rank_tensor(header: PatchHeader, index: int) -> str:
+    """The tensor of site *index* whose number of rows is the one free size: its keys, or its rank."""
+    return f"site.{index}.{'right' if header.format_version == ADAPTER_VERSION else 'key'}"
+
+
+def factors_from(header: PatchHeader, arrays: Mapping[str, Array]) -> tuple[Factors, ...]:
+    """The factors of every site, from arrays by the names of :func:`tensor_shapes`."""
+    sites = range(len(header.sites))
+    if header.format_version == ADAPTER_VERSION:
+        return tuple(LowRankFactors(**{name: arrays[f"site.{n}.{name}"] for name in LOW_RANK_NAMES}) for n in sites)
+    return tuple(SiteFactors(**{name: arrays[f"site.{n}.{name}"] for name in TENSOR_NAMES}) for n in sites)
 
 
 def container_header(metadata: str, shapes: Shapes) -> bytes:
@@ -96,10 +130,10 @@ def parse_container(raw: bytes, body_size: int) -> tuple[PatchHeader, dict[str, 
     require(not missing, "tensors are missing", found=f"no {missing[:5]}")
     require(not unknown, "it has tensors that no site explains", found=str(unknown[:5])[:200])
     found = {name: _entry_shape(entries[name], name, body_size) for name in wanted}
-    n_keys = [(found[f"site.{index}.key"] or [0])[0] for index in range(len(header.sites))]
-    for index, count in enumerate(n_keys):
+    ranks = [(found[rank_tensor(header, index)] or [0])[0] for index in range(len(header.sites))]
+    for index, count in enumerate(ranks):
         require(1 <= count <= MAX_KEYS, f"the number of keys at site {index} is absurd", f"1 to {MAX_KEYS}", count)
-    shapes = tensor_shapes(header, n_keys)
+    shapes = tensor_shapes(header, ranks)
     for name, shape in shapes.items():
         require(found[name] == list(shape), f"tensor {name} has the wrong shape", list(shape), found[name])
     size = sum(4 * math.prod(shape) for shape in shapes.values())

@@ -123,7 +123,7 @@ def _contents(blobs: Blobs, records: dict[str, PatchRecord], ids: Iterable[str])
             yield Finding("damaged", str(error), patch_id, path)
             continue
         if record is None:
-            text = f"The ledger does not know the patch file {patch_id[:SHORT_ID]} ({patch.header.request.subject})."
+            text = f"The ledger does not know the patch file {patch_id[:SHORT_ID]} ({patch.header.subject})."
             yield Finding("orphan", text, patch_id, path, repairable=True)
         elif canonical_json(record.header.to_json()) != canonical_json(patch.header.to_json()):
             text = f"The ledger's header of patch {record.short_id} differs from its file's, which its id proves right."

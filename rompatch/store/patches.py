@@ -87,9 +87,9 @@ class PatchVerbs:
                 return self.patch(patch_id)
             row = {
                 "base_id": self.add_base(header.base).id,
-                **header.request.to_json(),
+                **_request_columns(header),
                 "method": header.method,
-                "subject_key": subject_key(header.request.subject),
+                "subject_key": subject_key(header.subject),
                 "header": canonical_json(header.to_json()),
                 "file_size": file_size,
                 "created_at": now(),
@@ -173,6 +173,13 @@ class PatchVerbs:
             return frozenset(
                 connection.scalars(select(schema.patches.c.id).where(schema.patches.c.removed_at.is_not(None)))
             )
+
+
+def _request_columns(header: PatchHeader) -> dict[str, Any]:
+    """What is searched by. A patch with a title is found by it; no template or object of a fact equals an empty one."""
+    if header.request is not None:
+        return header.request.to_json()
+    return {"subject": header.subject, "template": "", "target_new": "", "target_true": None, "relation": None}
 
 
 def _site_rows(header: PatchHeader, patch_id: str) -> Sequence[dict[str, Any]]:

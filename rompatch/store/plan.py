@@ -60,6 +60,8 @@ def sharing_keys(members: Sequence[PatchRecord], new: Sequence[PatchRecord]) -> 
 
 
 def _meet(one: PatchRecord, other: PatchRecord) -> bool:
+    if one.header.request is None or other.header.request is None:  # at least one has no keys
+        return False
     return not {site.parameter for site in one.header.sites}.isdisjoint(site.parameter for site in other.header.sites)
 
 
@@ -103,11 +105,13 @@ def _check_base(stack: StackRecord, active: Sequence[PatchRecord], patch: PatchR
 
 
 def _check_contradiction(stack: StackRecord, active: Sequence[PatchRecord], patch: PatchRecord) -> None:
+    new = patch.header.request
     for other in active:
-        same_fact = same_text(other.subject, patch.subject) and same_text(
-            other.request.template, patch.request.template
-        )
-        if same_fact and not same_text(other.request.target_new, patch.request.target_new):
+        old = other.header.request
+        if new is None or old is None:
+            continue
+        same_fact = same_text(old.subject, new.subject) and same_text(old.template, new.template)
+        if same_fact and not same_text(old.target_new, new.target_new):
             raise ConflictError(
                 f"Patch {patch.label} contradicts the active patch {other.label} in stack {stack.name!r}: same subject "
                 "and prompt, another object.",

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from rompatch.edits import EditRequest
-from rompatch.errors import RompatchError, StoreError
+from rompatch.errors import RequestError, RompatchError, StoreError
 from rompatch.patch import SHORT_ID, BaseRef, PatchHeader
 
 
@@ -49,18 +49,36 @@ class PatchRecord:
 
     @property
     def request(self) -> EditRequest:
-        """The edit request it answers."""
+        """The edit request it answers.
+
+        Raises:
+            RequestError: none, it is an imported adapter; ``header.request`` is None then.
+        """
+        if self.header.request is None:
+            raise RequestError(
+                f"Patch {self.label} changes no single fact: it was imported, and it has a title instead of a request.",
+                next_step="Name a patch that `rompatch create` made.",
+                patch_id=self.id,
+            )
         return self.header.request
 
     @property
+    def fact_cells(self) -> tuple[str, str, str]:
+        """Prompt, true object ("?" where unknown) and new object, as tables show them; a title stands alone."""
+        request = self.header.request
+        if request is None:
+            return self.subject, "", ""
+        return request.prompt, request.target_true or "?", request.target_new
+
+    @property
     def subject(self) -> str:
-        """The subject s of its edit request."""
-        return self.header.request.subject
+        """The subject s of its edit request, or the title of a patch that answers none."""
+        return self.header.subject
 
     @property
     def label(self) -> str:
         """How messages name it: ``a1b2c3d4e5f6 (Eiffel Tower -> Rome)``."""
-        return f"{self.short_id} ({self.subject} -> {self.request.target_new})"
+        return f"{self.short_id} ({self.header.label})"
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,7 @@ def _card_row(store: OpenStore, record: PatchRecord) -> str:
     scores = [runs[0].score(metric) if runs else None for metric in _METRICS]
     cells = [
         f"`{record.id[:SHORT_ID]}`",
-        record.request.prompt,
-        record.request.target_true or "?",
-        record.request.target_new,
+        *record.fact_cells,
         *("not measured" if score is None else f"{100 * score:.1f}" for score in scores),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -127,12 +127,16 @@ def status(store: OpenStore) -> Status:
 
 
 def patch_json(record: PatchRecord, active: bool) -> dict[str, Any]:
-    """A patch as lists show it."""
+    """A patch as lists show it. One without a request has its title as its subject, and nulls for the rest."""
+    request = record.header.request
+    nothing = dict.fromkeys(("relation", "subject", "target_new", "target_true", "template"))
     return {
         "id": record.id,
         "active": active,
-        **record.request.to_json(),
-        "prompt": record.request.prompt,
+        **(nothing if request is None else request.to_json()),
+        "subject": record.subject,
+        "prompt": None if request is None else request.prompt,
+        "title": record.header.title,
         "method": record.header.method,
         "base": record.header.base.source,
         "dtype": record.header.base.dtype,

@@ -29,7 +29,9 @@ def on_same_fact(store: OpenStore, base: str, request: EditRequest) -> tuple[Pat
     One phrase may have led to another template then: with other settings the model prefers another wording.
     """
     return tuple(
-        record for record in store.ledger.patches(request.subject, base_id=base) if _same_relation(record, request)
+        record
+        for record in store.ledger.patches(request.subject, base_id=base)
+        if record.header.request is not None and _same_relation(record, request)
     )
 
 
@@ -43,13 +45,15 @@ def made_so(
         statistics: what was asked for: "auto" takes a patch with any, "none" one without, else an id or its beginning.
         true: the true object that was asked for; None takes a patch with any.
     """
+    request = header.request
+    assert request is not None  # what is to be computed answers one
     return next(
         (
             record
             for record in records
             if _settings(record.header) == _settings(header)
-            and same_text(record.request.template, header.request.template)
-            and same_text(record.request.target_new, header.request.target_new)
+            and same_text(record.request.template, request.template)
+            and same_text(record.request.target_new, request.target_new)
             and (true is None or same_text(record.request.target_true or "", true))
             and _has(record.header.statistics, statistics)
         ),

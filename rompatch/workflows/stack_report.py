@@ -49,10 +49,11 @@ class PatchCheck:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object (documented in docs/json.md)."""
+        request = self.patch.header.request
         return {
             "id": self.patch.id,
             "subject": self.patch.subject,
-            "target_new": self.patch.request.target_new,
+            "target_new": None if request is None else request.target_new,
             "suite": self.in_stack.name,
             "source": self.in_stack.source,
             "untested": list(self.in_stack.untested),

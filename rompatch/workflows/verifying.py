@@ -123,15 +123,21 @@ def suite_of(record: PatchRecord, path: Path | None) -> Suite:
     """The suite in *path*, else the atlas's for the patch's request.
 
     Raises:
-        SuiteError: the file is about another subject.
+        SuiteError: the file is about another subject, or the patch has no request and no file was named.
     """
     from rompatch.errors import SuiteError
     from rompatch.verify.building import load_suite, suite_for
 
+    if path is None and record.header.request is None:
+        raise SuiteError(
+            f"Patch {record.label} was imported and answers no request, so no suite can be built for it.",
+            next_step=f"Name one: `rompatch verify {record.short_id} --suite FILE`; `verify --stack` then uses it.",
+            patch_id=record.id,
+        )
     if path is None:
         return suite_for(record.request)
     suite = load_suite(path)
-    rewrites = suite.of_kind("rewrite")
+    rewrites = () if record.header.request is None else suite.of_kind("rewrite")
     if rewrites and not any(record.subject in prompt.text for prompt in rewrites):
         raise SuiteError(
             f"The suite {path} is not about patch {record.label}.",

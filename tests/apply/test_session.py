@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pico import pico_base
-from random_patches import random_patch
+from random_patches import random_adapter, random_patch
 
 from rompatch.apply.session import PatchedModel
 from rompatch.errors import BaseMismatchError, PatchNotFoundError, SiteError
@@ -28,6 +28,7 @@ def hashes(base: Base) -> dict[str, str]:
 def test_revert_is_bit_exact_after_a_hundred_random_steps(model_type: str, dtype: torch.dtype) -> None:
     base = pico_base(model_type, dtype=dtype)
     patches = [random_patch(base, seed, layer=seed % 2) for seed in range(6)]
+    patches += [random_adapter(base, seed, layer=seed % 2) for seed in range(2)]
     original, rng = hashes(base), random.Random(0)
     patched = PatchedModel(base)
     for _ in range(100):
@@ -43,7 +44,7 @@ def test_revert_is_bit_exact_after_a_hundred_random_steps(model_type: str, dtype
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_order_of_applying_gives_the_same_bits(dtype: torch.dtype) -> None:
     base = pico_base(dtype=dtype)
-    patches = [random_patch(base, seed) for seed in range(5)]
+    patches = [*(random_patch(base, seed) for seed in range(4)), random_adapter(base, 4)]
     seen = set()
     for seed in range(10):
         shuffled = random.Random(seed).sample(patches, len(patches))

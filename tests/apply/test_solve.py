@@ -20,7 +20,7 @@ from rompatch.apply.solve import (
     solve_site,
 )
 from rompatch.errors import ComputeError
-from rompatch.patch import SiteFactors
+from rompatch.patch import LowRankFactors, SiteFactors
 
 
 def random_stack(seed: int, m: int, d_in: int, d_out: int, n_keys: int = 2) -> tuple[np.ndarray, list[SiteFactors]]:
@@ -116,3 +116,25 @@ def test_materialise_sums_in_float64_and_casts_once(seed: int, dtype: torch.dtyp
 def test_materialise_without_an_update_is_the_base_itself() -> None:
     weight = torch.ones(2, 2)
     assert materialise(weight, None, transposed=False) is weight
+
+
+@given(st.integers(0, 99), st.integers(0, 4))
+def test_what_brings_no_keys_is_added_to_the_joint_solution_of_the_others(seed: int, n_facts: int) -> None:
+    _, facts = random_stack(seed, n_facts, 12, 7)
+    rng = np.random.default_rng(seed)
+    adapters = [
+        LowRankFactors(rng.normal(size=(7, rank)).astype(np.float32), rng.normal(size=(rank, 12)).astype(np.float32))
+        for rank in (1, 3)
+    ]
+    found = solve_site([adapters[0], *facts, adapters[1]])
+    expected = sum(one.left.astype(np.float64) @ one.right.astype(np.float64) for one in adapters)
+    if facts:
+        expected = expected + solve_site(facts).dense()
+    np.testing.assert_allclose(found.dense(), expected, atol=1e-12)
+
+
+def test_a_fact_beside_an_adapter_is_solved_as_if_it_were_alone() -> None:
+    """With mixed keys a patch alone is another update than the joint solution of one; an adapter is no company."""
+    _, (fact,) = random_stack(3, 1, 12, 7)
+    nothing = LowRankFactors(np.zeros((7, 1), dtype=np.float32), np.zeros((1, 12), dtype=np.float32))
+    np.testing.assert_array_equal(solve_site([fact, nothing]).dense(), solve_site([fact]).dense())

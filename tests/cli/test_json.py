@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calling import CHECKOUT, QUICK, TOWER, Run, put, read
-from tiny_patches import tiny_patch
+from tiny_patches import tiny_adapter, tiny_patch
 
 from rompatch.cli.reference import all_commands
 
@@ -97,7 +97,8 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     (place / "suite.json").write_text(json.dumps(suite | {"prompts": [prompt]}))
     one = ("verify", made["id"], "--in-stack", "--suite", place / "suite.json", "--min-ns", 90, "--json")
     check("rompatch verify", verified, read(run(*one, code=3)))
-    check("rompatch show", read(run("show", made["id"], "--json")))
+    adapter = put(tiny_adapter(), place)
+    check("rompatch show", read(run("show", made["id"], "--json")), read(run("show", adapter, "--json")))
     check("rompatch status", read(run("status", "--json")))
     check("rompatch generate", read(run("generate", "Rome", "--compare", "--max-new-tokens", 2, "--json")))
     baked = read(run("bake", "out", "--json"))

@@ -9,13 +9,16 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from tiny_patches import tiny_patch
+from tiny_patches import tiny_adapter, tiny_patch
 
 from rompatch import patchfile
+from rompatch.patch import canonical_json
 
 GOLDEN = Path(__file__).with_name("two_sites.safetensors")
 GOLDEN_ID = "ac48825e4eb0de719db4c527ea7a38248c3dacd95411431be2ca00cad715cd2a"
 GOLDEN_SHA256 = "a998ae16052a647e1f101bbaab25a39a25a1d9a65d49b05de5860b74d2cd9b5d"
+ADAPTER_ID = "b0cc86a545519e348f00812a9e865a33f3f650bddaf8ae63b7be75326909eb4d"
+ADAPTER_SHA256 = "e0a48210a1e82a9a00c2aebbe5cf71bfb6c207e181b105ecc92245cb49f618f8"
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 
 
@@ -32,6 +35,25 @@ def test_a_fixed_patch_has_the_pinned_bytes_and_id() -> None:
     data = patchfile.to_bytes(patch)
     assert patch.id == GOLDEN_ID
     assert hashlib.sha256(data).hexdigest() == GOLDEN_SHA256
+
+
+def test_a_fixed_adapter_has_the_pinned_bytes_and_id() -> None:
+    patch = tiny_adapter(layers=(1, 10))
+    data = patchfile.to_bytes(patch)
+    assert patch.id == ADAPTER_ID
+    assert hashlib.sha256(data).hexdigest() == ADAPTER_SHA256
+    again = patchfile.from_bytes(data)
+    assert again == patch
+    assert patchfile.to_bytes(again) == data
+
+
+def test_an_adapter_s_file_is_what_the_page_says() -> None:
+    patch = tiny_adapter()
+    metadata = canonical_json(patch.header.to_json())
+    assert '"title":"house style"' in metadata
+    assert '"request"' not in metadata
+    tensors = {name: array.tolist() for name, array in patch.named_tensors().items()}
+    assert file_by_the_page(metadata, tensors) == (patchfile.to_bytes(patch), patch.id)
 
 
 def test_the_file_of_the_first_release_is_still_read() -> None:

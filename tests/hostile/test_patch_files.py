@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_patches import tiny_factors, tiny_patch
+from tiny_patches import tiny_adapter, tiny_factors, tiny_patch
 
 from rompatch import patchfile
 from rompatch.errors import OutputError, PatchFileError
@@ -147,6 +147,24 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "trailing bytes": (DATA + b"\0", "length does not fit"),
     "truncated by one": (DATA[:-1], "truncated"),
     "padding of tabs": (DATA[:8] + DATA[8 : 8 + LENGTH].rstrip(b" ") + b"\t" * 8 + BODY, "cannot be used"),
+    "a fact said to be an adapter": (with_metadata(lambda m: m.update(format_version=2)), "one of format 2 has none"),
+    "a fact with a title": (with_metadata(lambda m: m.update(title="x")), "format 1 has a request"),
+    "a title in place of the request": (
+        with_metadata(lambda m: (m.pop("request"), m.update(title="x"))),
+        "format 1 has a request",
+    ),
+    "an adapter with the tensors of a fact": (
+        with_metadata(lambda m: (m.pop("request"), m.update(title="x", format_version=2))),
+        "tensors are missing",
+    ),
+    "a title of white space": (
+        with_metadata(lambda m: (m.pop("request"), m.update(title=" ", format_version=2))),
+        "title is no text",
+    ),
+    "a title that is a number": (
+        with_metadata(lambda m: (m.pop("request"), m.update(title=7, format_version=2))),
+        "title is no text",
+    ),
     "NaN": (with_number(float("nan")), "NaN or infinity"),
     "infinity": (with_number(float("-inf")), "NaN or infinity"),
 }
@@ -164,9 +182,26 @@ def test_a_hostile_file_is_refused_by_name_and_reason(name: str, tmp_path: Path)
     assert caught.value.next_step
 
 
+def test_an_adapter_whose_rank_does_not_fit_is_refused() -> None:
+    data = patchfile.to_bytes(tiny_adapter())
+    length = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + length])
+    entries["site.0.right"]["shape"] = [3, 2]
+    with pytest.raises(PatchFileError, match="wrong shape"):
+        patchfile.from_bytes(pack(compact(entries), data[8 + length :]))
+
+
+def test_an_adapter_with_the_factors_of_a_fact_is_not_written() -> None:
+    mixed = Patch(tiny_adapter().header, tiny_patch().factors)
+    with pytest.raises(PatchFileError):
+        patchfile.to_bytes(mixed)
+    with pytest.raises(PatchFileError):
+        patchfile.to_bytes(Patch(tiny_patch().header, tiny_adapter().factors))
+
+
 def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "newer.safetensors"
-    path.write_bytes(with_metadata(lambda m: m.update(format_version=2, something_new=True)))
+    path.write_bytes(with_metadata(lambda m: m.update(format_version=3, something_new=True)))
     for reader in (patchfile.read, patchfile.read_header):
         with pytest.raises(PatchFileError, match="Upgrade rompatch"):
             reader(path)

@@ -69,9 +69,7 @@ def list_command(settings: Settings, subject: str | None, active: bool, limit: i
         (
             ACTIVE if record.id in found.active else "",
             record.short_id,
-            record.request.prompt,
-            record.request.target_true or "?",
-            record.request.target_new,
+            *record.fact_cells,
             render.moment(record.created_at),
         )
         for record in found.patches
@@ -106,9 +104,9 @@ def log_command(settings: Settings, limit: int, offset: int, as_json: bool) -> N
 
 
 def fact(record: PatchRecord) -> str:
-    """The prompt with the old and the new object: ``The Eiffel Tower is located in: Paris -> Rome``."""
-    request = record.request
-    return f"{request.prompt}: {request.target_true or '?'} -> {request.target_new}"
+    """The prompt with the old and the new object: ``The Eiffel Tower is located in: Paris -> Rome``, or the title."""
+    prompt, true, new = record.fact_cells
+    return f"{prompt}: {true} -> {new}" if new else prompt
 
 
 def _what(event: HistoryEvent) -> str:

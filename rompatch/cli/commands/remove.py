@@ -31,6 +31,8 @@ def rm_command(settings: Settings, name: str, yes: bool, as_json: bool) -> None:
                 sys.exit(1)
         removed = store.remove(record.id)
     if as_json:
-        render.emit_json({"id": removed.id, "subject": removed.subject, "target_new": removed.request.target_new})
+        request = removed.header.request
+        new = None if request is None else request.target_new
+        render.emit_json({"id": removed.id, "subject": removed.subject, "target_new": new})
     else:
         click.echo(f"removed {render.plain(removed.label)}")

@@ -12,6 +12,7 @@ from rompatch.cli.options import WORDS, command, json_option
 from rompatch.cli.settings import Settings
 
 if TYPE_CHECKING:
+    from rompatch.patch import PatchHeader
     from rompatch.store.records import VerificationRecord
     from rompatch.workflows.browsing import Details
 
@@ -47,12 +48,7 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
     lines: list[tuple[str, str | None]] = [
         ("patch", record.id),
         ("active", "yes" if found.active else "no"),
-        ("subject", record.subject),
-        ("prompt", record.request.prompt),
-        ("template", record.request.template),
-        ("relation", record.request.relation),
-        ("new object", record.request.target_new),
-        ("true object", record.request.target_true or "not known"),
+        *_fact(header),
         ("base", f"{header.base.source} ({header.base.model_type}, {header.base.dtype})"),
     ]
     lines += [
@@ -75,6 +71,20 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
         ("versions", ", ".join(f"{name} {number}" for name, number in sorted(header.versions.items()))),
     ]
     return lines
+
+
+def _fact(header: PatchHeader) -> list[tuple[str, str | None]]:
+    request = header.request
+    if request is None:
+        return [("title", header.title), ("stacking", "has no keys: it is added to what the other patches give")]
+    return [
+        ("subject", request.subject),
+        ("prompt", request.prompt),
+        ("template", request.template),
+        ("relation", request.relation),
+        ("new object", request.target_new),
+        ("true object", request.target_true or "not known"),
+    ]
 
 
 def _run_row(run: VerificationRecord) -> tuple[str, ...]:
