@@ -15,7 +15,7 @@ from pathlib import Path
 
 import rompatch
 from rompatch.apply import solve
-from rompatch.workflows.creating import probabilities
+from rompatch.workflows.computing import probabilities
 
 PAIRS = (
     (("Eiffel Tower", "located in", "Rome"), ("Eiffel Tower", "was designed by", "Pablo Picasso")),

@@ -23,6 +23,7 @@ RANKS = {
     "reporting": 1,
     "patch": 1,
     "architectures": 1,
+    "facts": 2,
     "patchfile": 2,
     "hooks": 2,
     "recording": 2,

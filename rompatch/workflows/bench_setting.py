@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rompatch.errors import RequestError
-from rompatch.workflows.creating import sound_hparams
-from rompatch.workflows.opened import BaseSpec, OpenStore
-from rompatch.workflows.precision import resolve_precision, wanted_precision
-from rompatch.workflows.statistics import AUTOMATIC, statistics_for
+from rompatch.workflows.method_options import METHOD, MethodOptions, edit_setting
+from rompatch.workflows.opened import OpenStore
+from rompatch.workflows.statistics import statistics_for
 
 if TYPE_CHECKING:
     from rompatch.bench.running import Setting
@@ -21,15 +20,13 @@ if TYPE_CHECKING:
     from rompatch.models import Base
     from rompatch.verify.texts import TextFile
     from rompatch.verify.zsre import Taught
-    from rompatch.workflows.presets import Preset
 
-METHOD = "rome"
 MAX_NAME = 100
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    """What ``bench`` may be told; None leaves it to the preset.
+class BenchOptions(MethodOptions):
+    """What ``bench`` may be told beside base and method.
 
     Args:
         limit: only the first so many records of the file.
@@ -41,8 +38,6 @@ class BenchOptions:
         references, essence: files of texts (:mod:`rompatch.verify.texts`).
         teach: of zsRE records: the true "answer" (the ROME paper) or the "alternative" (EasyEdit).
         method: "rome".
-        spec, device, layer, seed, document_start, hparams, statistics, precision, preset: as in
-            :class:`rompatch.workflows.creating.CreateOptions`.
     """
 
     limit: int | None = None
@@ -55,15 +50,6 @@ class BenchOptions:
     essence: Path | None = None
     teach: Taught = "answer"
     method: str = METHOD
-    spec: BaseSpec | None = None
-    device: str = "cpu"
-    layer: int | None = None
-    seed: int = 0
-    document_start: bool | None = None
-    hparams: Mapping[str, Any] = field(default_factory=dict)
-    statistics: str = AUTOMATIC
-    precision: str = AUTOMATIC
-    preset: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -90,23 +76,19 @@ def text_files(options: BenchOptions) -> Texts:
     return Texts(loaded["references"], loaded["essence"], hashes)
 
 
-def make_setting(store: OpenStore, options: BenchOptions, texts: Texts) -> tuple[Setting, Preset]:
-    """The base, loaded, and everything else that all records share: as ``create`` would choose it."""
+def make_setting(store: OpenStore, options: BenchOptions, texts: Texts) -> tuple[Setting, str]:
+    """The base, loaded, and everything else that all records share, as ``create`` would choose it; and where the
+    defaults come from."""
     from rompatch.bench.running import Setting
     from rompatch.compute.contexts import sample_contexts
-    from rompatch.workflows.presets import preset_for
 
-    base = store.base(options.spec or store.base_spec(), device=options.device)
-    preset = preset_for(base, options.preset)
-    document_start = preset.document_start if options.document_start is None else options.document_start
-    layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
-    site, hparams = base.site(layer), sound_hparams({**preset.hparams, **options.hparams})
-    wanted = wanted_precision(options.precision, vars(hparams))
-    hparams = replace(hparams, precision=resolve_precision(base, site, wanted, store.reporter))
-    measurer = _measurer(base, document_start, texts, options)
+    chosen = edit_setting(store, options)
+    base, site = chosen.base, chosen.site
+    measurer = _measurer(base, chosen.document_start, texts, options)
     statistics = statistics_for(base, site, options.statistics, options.seed, store.reporter)
     contexts = sample_contexts(base.model, base.tokenizer, options.seed)
-    return Setting(base, site, contexts, statistics, hparams, options.seed, document_start, measurer), preset
+    setting = Setting(base, site, contexts, statistics, chosen.hparams, options.seed, chosen.document_start, measurer)
+    return setting, chosen.preset
 
 
 def _measurer(base: Base, document_start: bool, texts: Texts, options: BenchOptions) -> TextMeasurer | None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rompatch.bench.tasks import Benchmark
     from rompatch.verify.dataset import Dataset
     from rompatch.verify.reading import Problem, Record, RecordSet
-    from rompatch.workflows.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _begun(
     setting: Setting,
     settings: dict[str, Any],
     file: Dataset,
-    preset: Preset,
+    preset: str,
     options: BenchOptions,
 ) -> BenchRunRecord:
     """The run of these settings, new or gone on with."""
@@ -147,7 +146,7 @@ def _begun(
         "dtype": base.dtype,
         "device": options.device,
         "dataset": file.url or str(file.path.absolute()),
-        "preset": preset.source,
+        "preset": preset,
         "statistics": None if statistics is None else f"{statistics.tokens:,} tokens of {statistics.key.corpus}",
         "contexts": list(setting.contexts),
         "versions": {**library_versions(), "python": platform.python_version()},

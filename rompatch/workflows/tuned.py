@@ -30,7 +30,7 @@ class TuneOptions:
             the best at hand, and a layer without any is refused.
         out: the preset to be written; an existing file only with *force*.
         spec, device, seed, document_start, precision, preset: as in
-            :class:`rompatch.workflows.creating.CreateOptions`.
+            :class:`rompatch.workflows.method_options.MethodOptions`.
     """
 
     layers: Iterable[int] = ()

@@ -1,0 +1,121 @@
+"""Planned requests in, patches with what was measured out: statistics and contexts once, then as many at a time as
+memory holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rompatch.edits import EditRequest
+from rompatch.errors import RompatchError
+from rompatch.reporting import Reporter
+from rompatch.workflows.method_options import EditSetting
+from rompatch.workflows.planning import Plan
+from rompatch.workflows.statistics import statistics_for
+
+if TYPE_CHECKING:
+    from rompatch.compute.methods.base import Computation
+    from rompatch.compute.statistics import Statistics
+    from rompatch.models import Base
+    from rompatch.patch import Patch
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A patch, and what was measured while it was made."""
+
+    patch: Patch
+    measurements: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """An :class:`EditSetting` with what its patches have in common; ``seconds`` it took to get that, by phase."""
+
+    setting: EditSetting
+    statistics: Statistics | None
+    contexts: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def workshop(setting: EditSetting, reporter: Reporter) -> Workshop:
+    """Key statistics and contexts for *setting*.
+
+    Raises:
+        StatisticsError: none of that id, or they cannot be used or made.
+        ComputeError: the model's probabilities are not numbers.
+    """
+    from rompatch.compute.contexts import sample_contexts
+    from rompatch.compute.methods.base import Stopwatch
+
+    base, watch = setting.base, Stopwatch()
+    with watch.phase("statistics"):
+        statistics = statistics_for(base, setting.site, setting.statistics, setting.seed, reporter)
+    with watch.phase("contexts"):
+        contexts = sample_contexts(base.model, base.tokenizer, setting.seed)
+    return Workshop(setting, statistics, contexts, watch.seconds)
+
+
+def compute_plans(
+    shop: Workshop, plans: Sequence[Plan], reporter: Reporter
+) -> Iterator[tuple[int, Computed | RompatchError]]:
+    """The index of each plan with its patch, or with the error that kept it from one, as soon as it is known.
+
+    Raises:
+        RequestError, StatisticsError: as :func:`rompatch.compute.methods.rome.compute_many`.
+    """
+    from rompatch.compute.methods.rome import compute_many
+
+    setting, told = shop.setting, False
+    for index, outcome in compute_many(
+        setting.base,
+        [plan.request for plan in plans],
+        site=setting.site,
+        contexts=shop.contexts,
+        statistics=shop.statistics,
+        hparams=setting.hparams,
+        seed=setting.seed,
+        document_start=setting.document_start,
+        notify=reporter.step,
+        note=reporter.note,
+    ):
+        if isinstance(outcome, RompatchError):
+            yield index, outcome
+            continue
+        if not outcome.measurements["replayed"] and not told:
+            reporter.note(f"{setting.base.model_type} cannot be replayed: used the plain loop, which is slower")
+            told = True
+        yield index, _tried_out(shop, plans[index], outcome, len(plans))
+
+
+def _tried_out(shop: Workshop, plan: Plan, outcome: Computation, n_plans: int) -> Computed | RompatchError:
+    """The patch with the probabilities of its objects before and after; what all patches share is shared evenly."""
+    from rompatch.apply.session import PatchedModel
+    from rompatch.compute.methods.base import Stopwatch
+
+    base, watch = shop.setting.base, Stopwatch()
+    try:
+        with watch.phase("check"):
+            before = probabilities(base, plan.request, plan.document_start)
+            with PatchedModel(base) as patched:
+                patched.activate([outcome.patch])
+                after = probabilities(base, plan.request, plan.document_start)
+    except RompatchError as problem:
+        return problem
+    shared = {phase: round(seconds / n_plans, 3) for phase, seconds in shop.seconds.items()}
+    seconds = {**shared, **watch.seconds, **outcome.measurements["seconds"]}
+    found = {"before": before, "after": after, "true_source": plan.true_source}
+    return Computed(outcome.patch, {**outcome.measurements, "probabilities": found, "seconds": seconds})
+
+
+def probabilities(base: Base, request: EditRequest, document_start: bool) -> dict[str, float | None]:
+    """P of new and true object after the request's prompt (geometric mean over an object's tokens)."""
+    from rompatch.verify.probabilities import score_prompts
+
+    targets = [target for target in (request.target_new, request.target_true) if target is not None]
+    pairs = [(request.prompt, target) for target in targets]
+    scored = score_prompts(base.model, base.tokenizer, pairs, document_start=document_start)
+    values = [math.exp(score.mean_logprob) for score in scored]
+    return {"new": values[0], "true": values[1] if len(values) > 1 else None}

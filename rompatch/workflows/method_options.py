@@ -1,0 +1,117 @@
+"""What every use case that computes patches may be told about how, and what that comes to on a base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rompatch.errors import RequestError
+from rompatch.patch import PatchHeader
+from rompatch.store.patches import base_id
+from rompatch.workflows.opened import BaseSpec, OpenStore
+from rompatch.workflows.precision import resolve_precision, wanted_precision
+from rompatch.workflows.statistics import AUTOMATIC
+
+if TYPE_CHECKING:
+    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.edits import EditRequest
+    from rompatch.models import Base
+    from rompatch.sites import Site
+
+METHOD = "rome"
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What may be told about the base and the method; None leaves it to the preset.
+
+    Args:
+        spec: the base, where it is not the store's (``Store.base_spec``).
+        layer, seed, document_start, hparams: as in :mod:`rompatch.compute.methods.rome`; *hparams* by name.
+        statistics: "auto", "none" or an id of key statistics.
+        precision: "auto" or the dtype of the products while v* is optimised.
+        preset: a preset file.
+    """
+
+    spec: BaseSpec | None = None
+    device: str = "cpu"
+    layer: int | None = None
+    seed: int = 0
+    document_start: bool | None = None
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    statistics: str = AUTOMATIC
+    precision: str = AUTOMATIC
+    preset: Path | None = None
+
+
+@dataclass(frozen=True)
+class EditSetting:
+    """How patches of one base are computed: everything that is decided before there is a request.
+
+    Args:
+        statistics: as it was asked for: "auto", "none" or an id.
+        preset: where the defaults come from.
+    """
+
+    base: Base
+    site: Site
+    hparams: RomeHparams
+    seed: int
+    document_start: bool
+    statistics: str
+    preset: str
+
+    @property
+    def base_id(self) -> str:
+        """The ledger's id of the base."""
+        return base_id(self.base.ref())
+
+    def header(self, request: EditRequest) -> PatchHeader:
+        """The header of a patch for *request*, as far as it is known before computing: no contexts, no statistics."""
+        return PatchHeader(
+            method=METHOD,
+            hparams=vars(self.hparams),
+            request=request,
+            base=self.base.ref(),
+            sites=(self.site.ref(),),
+            contexts=(),
+            seed=self.seed,
+            document_start=self.document_start,
+            statistics=None,
+        )
+
+
+def edit_setting(store: OpenStore, options: MethodOptions) -> EditSetting:
+    """The base, loaded, and layer and hyper-parameters as flags, preset and architecture say, in this order.
+
+    Raises:
+        ModelError: the base cannot be loaded, or has no such layer.
+        RequestError: the preset or a hyper-parameter is wrong.
+    """
+    from rompatch.workflows.presets import preset_for
+
+    base = store.base(options.spec or store.base_spec(), device=options.device)
+    preset = preset_for(base, options.preset)
+    document_start = preset.document_start if options.document_start is None else options.document_start
+    hparams = sound_hparams({**preset.hparams, **options.hparams})
+    layer = next((one for one in (options.layer, preset.layer) if one is not None), base.preset_layer)
+    site = base.site(layer)
+    wanted = wanted_precision(options.precision, vars(hparams))
+    hparams = replace(hparams, precision=resolve_precision(base, site, wanted, store.reporter))
+    return EditSetting(base, site, hparams, options.seed, document_start, options.statistics, preset.source)
+
+
+def sound_hparams(given: Mapping[str, Any]) -> RomeHparams:
+    """The hyper-parameters *given*, the method's defaults for the others.
+
+    Raises:
+        RequestError: there is no such hyper-parameter, or its value is none.
+    """
+    from rompatch.compute.methods.rome import RomeHparams
+
+    try:
+        return RomeHparams(**given)
+    except TypeError as problem:
+        raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(given)) from problem
