@@ -19,6 +19,7 @@
     │   ├── PatchNotFoundError  no patch, run or base of that name
     │   ├── AmbiguousIdError    an id prefix or subject names several
     │   └── ConflictError       the ledger's state forbids the change (still applied, already there)
+    │       └── StaleStackError the stack was changed after the change was planned
     ├── OutputError             an output exists already or cannot be written
     └── GateError               a verification gate failed (exit code 3)
 
@@ -152,6 +153,10 @@ class AmbiguousIdError(StoreError):
 
 class ConflictError(StoreError):
     """The ledger's state forbids the change."""
+
+
+class StaleStackError(ConflictError):
+    """Somebody changed the stack after this change was planned: plan again."""
 
 
 class OutputError(RompatchError):

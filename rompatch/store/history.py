@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Integer, Select, String, cast, literal, null,
 
 from rompatch.store import schema
 from rompatch.store.engine import Session
+from rompatch.store.members import batches, changes
 from rompatch.store.records import HistoryEvent
 
 Ids = dict[int, set[str]]
@@ -39,7 +40,7 @@ def _parts() -> list[Select[Any]]:
 
     def part(at: Any, kind: Any, rank: int, **columns: Any) -> Select[Any]:
         names: dict[str, Any] = dict.fromkeys(("patch_id", "stack", "suite", "author", "message"), text)
-        names |= dict.fromkeys(("number", "revision_id"), number)
+        names |= dict.fromkeys(("number", "revision_id", "stack_id"), number)
         names |= columns
         labelled = [column.label(name) for name, column in names.items()]
         return select(at.label("at"), kind.label("kind"), literal(rank).label("rank"), *labelled)
@@ -65,6 +66,7 @@ def _parts() -> list[Select[Any]]:
             message=revisions.c.message,
             number=revisions.c.number,
             revision_id=revisions.c.id,
+            stack_id=revisions.c.stack_id,
         ).join(stacks, stacks.c.id == revisions.c.stack_id),
         part(runs.c.created_at, literal("verify"), 2, patch_id=runs.c.patch_id, suite=runs.c.suite, number=runs.c.id),
     ]
@@ -72,20 +74,14 @@ def _parts() -> list[Select[Any]]:
 
 def _changed(connection: Connection, row: Any) -> set[str]:
     """The ids that a revision added or took off."""
-    revisions, members = schema.stack_revisions, schema.stack_members
-    this = select(revisions.c.stack_id, revisions.c.parent).where(revisions.c.id == row["revision_id"])
-    stack_id, parent = connection.execute(this).one()
-    before = select(revisions.c.id).where(revisions.c.stack_id == stack_id, revisions.c.number == parent)
-    ids = select(members.c.patch_id)
-    after = set(connection.scalars(ids.where(members.c.revision_id == row["revision_id"])))
-    return after ^ set(connection.scalars(ids.where(members.c.revision_id == before.scalar_subquery())))
+    return {patch_id for some in changes(connection, row["stack_id"], row["number"]) for patch_id in some}
 
 
 def _subjects(connection: Connection, ids: set[str]) -> dict[str, str]:
-    table, wanted = schema.patches, sorted(ids)
+    table = schema.patches
     found: dict[str, str] = {}
-    for start in range(0, len(wanted), 500):  # SQLite bounds the number of variables in a statement
-        query = select(table.c.id, table.c.subject).where(table.c.id.in_(wanted[start : start + 500]))
+    for some in batches(ids):
+        query = select(table.c.id, table.c.subject).where(table.c.id.in_(some))
         found |= {row.id: row.subject for row in connection.execute(query)}
     return found
 

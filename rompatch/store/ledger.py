@@ -132,7 +132,7 @@ class Ledger(StackVerbs, VerificationVerbs, BenchVerbs, HistoryVerbs):
                 raise not_found(connection, name)
             if active_only:
                 stack = self.active_stack()
-                active = set() if stack is None else {patch.id for patch in self.members(stack)}
+                active = set() if stack is None else set(self.member_ids(stack))
                 inactive, found = found, [patch for patch in found if patch.id in active]
                 if not found:
                     raise ConflictError(

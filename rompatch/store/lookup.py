@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, or_, select
 
 from rompatch.errors import AmbiguousIdError, PatchNotFoundError
 from rompatch.patch import SHORT_ID
 from rompatch.store import schema
+from rompatch.store.members import batches
 from rompatch.store.records import PatchRecord, patch_from
 
 MIN_PREFIX = 4
@@ -32,6 +33,31 @@ def matches(connection: Connection, name: str) -> list[PatchRecord]:
         means.append((table.c.id >= digits) & (table.c.id < digits + "g"))
     query = select(table).where(or_(*means), table.c.removed_at.is_(None)).order_by(table.c.created_at, table.c.id)
     return [patch_from(row) for row in connection.execute(query).mappings()]
+
+
+def records_of(connection: Connection, ids: Iterable[str]) -> tuple[PatchRecord, ...]:
+    """The records of those patches in canonical order, removed ones among them; unknown ids are left out."""
+    table = schema.patches
+    rows = [
+        row
+        for some in batches(ids)
+        for row in connection.execute(select(table).where(table.c.id.in_(some)).order_by(table.c.id)).mappings()
+    ]
+    return tuple(patch_from(row) for row in rows)
+
+
+def unknown(kind: str, name: str, known: Sequence[str], otherwise: str, **facts: object) -> PatchNotFoundError:
+    """The error for a stack, a tag, ... of that name, which is not among those *known*."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3)
+    return PatchNotFoundError(
+        f"There is no {kind} {name!r}.",
+        found=f"{kind}s {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}" if known else f"no {kind} at all",
+        next_step=f"Did you mean {' or '.join(map(repr, close))}?" if close else otherwise,
+        suggestions=tuple(close),
+        **facts,
+    )
 
 
 def not_found(connection: Connection, name: str) -> PatchNotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,6 +14,7 @@ from rompatch.patch import SHORT_ID, BaseRef, PatchHeader, canonical_json
 from rompatch.store import schema
 from rompatch.store.engine import Session
 from rompatch.store.lookup import not_found, subject_key
+from rompatch.store.members import batches, stacks_holding
 from rompatch.store.records import BaseRecord, PatchRecord, base_from, patch_from
 
 REREGISTERED = "re-registered by fsck"
@@ -65,11 +66,24 @@ class PatchVerbs:
         measurements: Mapping[str, Any] | None = None,
         author: str | None = None,
         message: str | None = None,
+        source: str | None = None,
+        expires_at: str | None = None,
+        key_sketches: Sequence[bytes | None] = (),
     ) -> PatchRecord:
         """Record a patch whose file is in place already. Writes.
 
-        A patch that is known keeps its record, which takes measurements, author and message where it has none (``fsck``
-        may have come between a patch's file and its row). One that was removed comes back with the new details.
+        Args:
+            header: its header.
+            patch_id: its full id.
+            file_size: bytes.
+            measurements: what was measured while it was computed.
+            author, message: for the log.
+            source: where the fact comes from, an address or words.
+            expires_at: the day (ISO 8601) from which on the fact may no longer hold.
+            key_sketches: one for each site, in their order, of the mean key there.
+
+        A patch that is known keeps its record, which takes measurements, author, ... where it has none (``fsck`` may
+        have come between a patch's file and its row). One that was removed comes back with the new details.
         """
         table = schema.patches
         with self.session.writing() as connection:
@@ -77,6 +91,8 @@ class PatchVerbs:
             details = {
                 "author": author,
                 "message": message,
+                "source": source,
+                "expires_at": expires_at,
                 "measurements": canonical_json(dict(measurements or {})),
             }
             if known is not None and known["removed_at"] is None:
@@ -84,6 +100,7 @@ class PatchVerbs:
                 fill = {name: details[name] for name in vacant if details[name] is not None}
                 if fill:
                     connection.execute(update(table).where(table.c.id == patch_id).values(fill))
+                self.fill_key_sketches({patch_id: key_sketches})
                 return self.patch(patch_id)
             row = {
                 "base_id": self.add_base(header.base).id,
@@ -101,7 +118,31 @@ class PatchVerbs:
             else:
                 connection.execute(insert(table).values(row | {"id": patch_id}))
                 connection.execute(insert(schema.sites), _site_rows(header, patch_id))
+            self.fill_key_sketches({patch_id: key_sketches})
             return patch_from(connection.execute(select(table).where(table.c.id == patch_id)).mappings().one())
+
+    def key_sketches(self, patch_ids: Iterable[str]) -> dict[str, tuple[bytes | None, ...]]:
+        """For each of those patches the sketches of its sites, in their order; None where there is none. Reads only."""
+        table = schema.sites
+        found: dict[str, list[bytes | None]] = {}
+        with self.session.reading() as connection:
+            for some in batches(patch_ids):
+                query = select(table.c.patch_id, table.c.key_sketch).where(table.c.patch_id.in_(some))
+                for patch_id, sketch in connection.execute(query.order_by(table.c.patch_id, table.c.n)):
+                    found.setdefault(patch_id, []).append(sketch)
+        return {patch_id: tuple(sketches) for patch_id, sketches in found.items()}
+
+    def fill_key_sketches(self, sketches: Mapping[str, Sequence[bytes | None]]) -> int:
+        """Give sites without a sketch theirs: for each patch one a site, in their order. Writes; how many."""
+        table = schema.sites
+        filled = 0
+        with self.session.writing() as connection:
+            for patch_id, of_sites in sketches.items():
+                for index, sketch in enumerate(of_sites):
+                    here = (table.c.patch_id == patch_id) & (table.c.n == index) & table.c.key_sketch.is_(None)
+                    if sketch is not None:
+                        filled += connection.execute(update(table).where(here).values(key_sketch=sketch)).rowcount
+        return filled
 
     def patch(self, patch_id: str) -> PatchRecord:
         """The patch of that full id. Reads only.
@@ -146,22 +187,14 @@ class PatchVerbs:
             PatchNotFoundError: unknown or removed already.
             ConflictError: it is a member of a stack's current revision.
         """
-        members, revisions, stacks = schema.stack_members, schema.stack_revisions, schema.stacks
-        current = (
-            select(stacks.c.name)
-            .join(revisions, (revisions.c.stack_id == stacks.c.id) & (revisions.c.number == stacks.c.revision))
-            .join(members, members.c.revision_id == revisions.c.id)
-            .where(members.c.patch_id == patch_id)
-            .order_by(stacks.c.name)
-        )
         with self.session.writing() as connection:
             record = self.patch(patch_id)
-            if names := connection.scalars(current).all():
+            if names := stacks_holding(connection, patch_id):
                 raise ConflictError(
                     f"Patch {record.label} cannot be removed: it is active in stack {', '.join(map(repr, names))}.",
                     next_step=f"Take it off first: `rompatch revert {record.short_id}`.",
                     patch_id=patch_id,
-                    stacks=tuple(names),
+                    stacks=names,
                 )
             table = schema.patches
             connection.execute(update(table).where(table.c.id == patch_id).values(removed_at=now()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -29,7 +29,8 @@ class PatchRecord:
     """A patch the ledger knows.
 
     ``measurements`` holds what was measured while it was computed: probabilities before and after, losses, norms,
-    seconds a phase. ``removed_at`` is set on tombstones: the file is gone, the row stays for the history.
+    seconds a phase. ``removed_at`` is set on tombstones: the file is gone, the row stays for the history. ``source`` is
+    where the fact comes from; from the day ``expires_at`` (ISO 8601, UTC) on it counts as expired.
     """
 
     id: str
@@ -41,6 +42,8 @@ class PatchRecord:
     message: str | None
     measurements: Mapping[str, Any]
     removed_at: str | None = None
+    source: str | None = None
+    expires_at: str | None = None
 
     @property
     def short_id(self) -> str:
@@ -90,9 +93,21 @@ class StackRecord:
     revision: int
 
 
+ACTIONS = frozenset(
+    ("create", "apply", "revert", "clear", "restore", "checkout", "merge", "supersede", "import", "drop")
+)
+"""What a revision may be: at most 16 letters each. "drop" is the last revision of a removed stack."""
+
+
 @dataclass(frozen=True)
 class RevisionRecord:
-    """One numbered revision of a stack. ``members``: active after it; ``added``, ``removed``: what changed."""
+    """One numbered revision of a stack.
+
+    Args:
+        members: active after it; ``added``, ``removed``: what changed.
+        action: one of :data:`ACTIONS`.
+        details: more about it: overridden gates with their reasons, what a merge or a checkout took, superseded pairs.
+    """
 
     stack: str
     number: int
@@ -105,6 +120,7 @@ class RevisionRecord:
     members: tuple[str, ...]
     added: tuple[str, ...]
     removed: tuple[str, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -193,7 +209,7 @@ def patch_from(row: RowMapping) -> PatchRecord:
             f"The ledger's row of patch {str(row['id'])[:SHORT_ID]} is damaged: {error}.",
             next_step="Run `rompatch fsck`; the patch file itself may still be whole.",
         ) from error
-    names = ("id", "base_id", "file_size", "created_at", "author", "message", "removed_at")
+    names = ("id", "base_id", "file_size", "created_at", "author", "message", "removed_at", "source", "expires_at")
     return PatchRecord(header=header, measurements=measurements, **{name: row[name] for name in names})
 
 

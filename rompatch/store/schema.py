@@ -12,16 +12,19 @@ from sqlalchemy import (
     Column,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
+    text,
 )
 from sqlalchemy import UniqueConstraint as Unique
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in ``migrations/versions``. Comparing it needs no Alembic, so opening a store stays quick."""
 
 metadata = MetaData(
@@ -33,6 +36,9 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+_LIVING, _OPEN = "removed_at IS NULL", "removed_in IS NULL"
+_REVISION = ["stack_revisions.stack_id", "stack_revisions.number"]
 
 bases = Table(
     "bases",
@@ -67,13 +73,18 @@ patches = Table(
     Column("message", Text),
     Column("measurements", Text, nullable=False),
     Column("removed_at", String(32)),
+    Column("source", Text),
+    Column("expires_at", String(32)),
     CheckConstraint("length(id) = 64", name="id"),
     CheckConstraint("file_size > 0", name="file_size"),
     Index(None, "base_id"),
     Index(None, "subject_key"),
     Index(None, "created_at"),
+    Index(None, "expires_at"),
+    Index(None, "removed_at", "created_at"),
 )
-"""``removed_at`` marks a tombstone: the file is gone, the row keeps the identity that history refers to."""
+"""``removed_at`` marks a tombstone: the file is gone, the row keeps the identity that history refers to. ``source`` is
+where the fact comes from, ``expires_at`` the first day (ISO 8601) on which it may no longer hold."""
 
 sites = Table(
     "sites",
@@ -84,9 +95,12 @@ sites = Table(
     Column("parameter", Text, nullable=False),
     Column("shape", Text, nullable=False),
     Column("tensor_sha256", String(64), nullable=False),
+    Column("key_sketch", LargeBinary),
     CheckConstraint("n >= 0 AND layer >= 0", name="numbers"),
     Index(None, "parameter"),
 )
+"""``key_sketch``: a random projection of the mean key, by which patches that share a key are found without their files;
+bytes to the ledger."""
 
 stacks = Table(
     "stacks",
@@ -95,10 +109,12 @@ stacks = Table(
     Column("name", Text, nullable=False),
     Column("base_id", String(64), ForeignKey("bases.id"), nullable=False),
     Column("revision", Integer, nullable=False),
-    Unique("name"),
+    Column("removed_at", String(32)),
     CheckConstraint("revision >= 0", name="revision"),
     CheckConstraint("length(name) > 0", name="name"),
+    Index("uq_stacks_name", "name", unique=True, sqlite_where=text(_LIVING), postgresql_where=text(_LIVING)),
 )
+"""``removed_at`` marks a removed stack. Its revisions stay; its name may be given to a new stack."""
 
 stack_revisions = Table(
     "stack_revisions",
@@ -112,8 +128,9 @@ stack_revisions = Table(
     Column("action", String(16), nullable=False),
     Column("message", Text),
     Column("reason", Text),
+    Column("details", Text, nullable=False, server_default="{}"),
     Unique("stack_id", "number"),
-    CheckConstraint("action IN ('create', 'apply', 'revert', 'clear', 'restore')", name="action"),
+    CheckConstraint("length(action) > 0", name="action"),
     CheckConstraint("(number = 0 AND parent IS NULL) OR (number > 0 AND parent < number)", name="parent"),
     Index(None, "created_at"),
 )
@@ -121,9 +138,38 @@ stack_revisions = Table(
 stack_members = Table(
     "stack_members",
     metadata,
-    Column("revision_id", Integer, ForeignKey("stack_revisions.id", ondelete="CASCADE"), primary_key=True),
+    Column("stack_id", Integer, primary_key=True, autoincrement=False),
+    Column("added_in", Integer, primary_key=True, autoincrement=False),
     Column("patch_id", String(64), ForeignKey("patches.id"), primary_key=True),
+    Column("removed_in", Integer),
+    ForeignKeyConstraint(["stack_id", "added_in"], _REVISION, ondelete="CASCADE"),
+    ForeignKeyConstraint(["stack_id", "removed_in"], _REVISION),
+    CheckConstraint("removed_in > added_in", name="interval"),
     Index(None, "patch_id"),
+    Index(None, "stack_id", "removed_in"),
+    Index(
+        "uq_stack_members_stack_id_patch_id",
+        "stack_id",
+        "patch_id",
+        unique=True,
+        sqlite_where=text(_OPEN),
+        postgresql_where=text(_OPEN),
+    ),
+)
+"""One row a stay of a patch on a stack: from revision ``added_in`` on, until ``removed_in`` (null: still there). A
+revision of 1,000 patches that adds one writes one row, and reading the members at any revision is one query."""
+
+stack_tags = Table(
+    "stack_tags",
+    metadata,
+    Column("stack_id", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(100), primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("author", Text),
+    Column("message", Text),
+    ForeignKeyConstraint(["stack_id", "revision"], _REVISION, ondelete="CASCADE"),
+    CheckConstraint("length(name) > 0", name="name"),
 )
 
 verifications = Table(

@@ -1,18 +1,21 @@
-"""The ledger's verbs on stacks: every change is one new numbered revision that lists all its members."""
+"""The ledger's verbs on stacks: every change is one new numbered revision, and nothing is rewritten."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, select, update
 
-from rompatch.errors import ConflictError, PatchNotFoundError
+from rompatch.errors import ConflictError, PatchNotFoundError, StaleStackError, StoreError
+from rompatch.patch import canonical_json
 from rompatch.store import schema
 from rompatch.store.engine import insert_row
+from rompatch.store.lookup import records_of, subject_key, unknown
+from rompatch.store.members import batches, changes, member_ids, staying, write_changes
 from rompatch.store.patches import PatchVerbs, now
 from rompatch.store.plan import check_pop, check_push
-from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord, patch_from
+from rompatch.store.records import ACTIONS, PatchRecord, RevisionRecord, StackRecord, decoded, patch_from
 from rompatch.store.runs import SettingVerbs
 
 ACTIVE_STACK = "active_stack"
@@ -23,7 +26,13 @@ class StackVerbs(PatchVerbs, SettingVerbs):
     """Verbs on stacks; part of :class:`~rompatch.store.ledger.Ledger`. A stack is named by its name or record."""
 
     def create_stack(
-        self, name: str, base: str, *, author: str | None = None, message: str | None = None
+        self,
+        name: str,
+        base: str,
+        *,
+        author: str | None = None,
+        message: str | None = None,
+        reason: str | None = None,
     ) -> StackRecord:
         """A new empty stack on the base of id *base*. Writes. The first stack of a ledger becomes the active one.
 
@@ -31,11 +40,12 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             ConflictError: a stack of that name exists, or the base is unknown.
         """
         with self.session.writing() as connection:
-            if connection.execute(select(schema.stacks.c.id).where(schema.stacks.c.name == name)).first():
+            if connection.execute(select(schema.stacks.c.id).where(_living(name))).first():
                 raise ConflictError(f"A stack {name!r} exists already.", next_step="Choose another name, or use it.")
             row = {"name": name, "base_id": base, "revision": 0}
             stack_id = insert_row(connection, schema.stacks, row)
-            _insert_revision(connection, stack_id, 0, (), action="create", author=author, message=message)
+            about = {"action": "create", "author": author, "message": message, "reason": reason}
+            _insert_revision(connection, stack_id, 0, None, **about)
             if self.active_stack() is None:
                 self.set_active_stack(name)
         return self.stack(name)
@@ -50,9 +60,11 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             return _record(_stack_row(connection, name))
 
     def stacks(self) -> tuple[StackRecord, ...]:
-        """Every stack, by name. Reads only."""
+        """Every stack that was not removed, by name. Reads only."""
+        table = schema.stacks
         with self.session.reading() as connection:
-            rows = connection.execute(select(schema.stacks).order_by(schema.stacks.c.name)).mappings()
+            query = select(table).where(table.c.removed_at.is_(None)).order_by(table.c.name)
+            rows = connection.execute(query).mappings()
             return tuple(_record(row) for row in rows)
 
     def active_stack(self) -> StackRecord | None:
@@ -82,112 +94,179 @@ class StackVerbs(PatchVerbs, SettingVerbs):
         """
         with self.session.reading() as connection:
             row = _stack_row(connection, _name(stack))
-            number = row["revision"] if revision is None else revision
-            revision_id = _revision_id(connection, row, number)
+            _check_revision(row, revision)
             query = (
                 select(schema.patches)
                 .join(schema.stack_members, schema.stack_members.c.patch_id == schema.patches.c.id)
-                .where(schema.stack_members.c.revision_id == revision_id)
+                .where(staying(row["id"], revision))
                 .order_by(schema.patches.c.id)
             )
             return tuple(patch_from(patch) for patch in connection.execute(query).mappings())
 
-    def push(
+    def member_ids(self, stack: StackRecord | str, revision: int | None = None) -> tuple[str, ...]:
+        """The ids of :meth:`members` without their records: much quicker on a large stack. Reads only.
+
+        Raises:
+            PatchNotFoundError: no such stack or revision.
+        """
+        with self.session.reading() as connection:
+            row = _stack_row(connection, _name(stack))
+            _check_revision(row, revision)
+            return member_ids(connection, row["id"], revision)
+
+    def change(
         self,
         stack: StackRecord | str,
-        patch_ids: Sequence[str],
         *,
+        action: str,
+        add: Sequence[str] = (),
+        remove: Sequence[str] = (),
         message: str | None = None,
         reason: str | None = None,
         author: str | None = None,
+        details: Mapping[str, Any] | None = None,
         expected_revision: int | None = None,
     ) -> RevisionRecord:
-        """Make patches active, all or none, as one new revision. Writes.
+        """Take patches off and put others on, all or none, as one new revision. Writes.
+
+        Args:
+            stack: its name or record.
+            action: what the revision is called, one of :data:`~rompatch.store.records.ACTIONS`.
+            add, remove: full ids. What is taken off contradicts nothing that is put on.
+            message, reason, author: for the log.
+            details: more about it, any JSON object.
+            expected_revision: the revision that the change was planned on.
 
         Raises:
-            ConflictError: one is active already or contradicts an active one, or the stack is no longer at
-                *expected_revision*.
+            ConflictError: a patch to add is active already or contradicts an active one; one to remove is not active.
+            StaleStackError: the stack is no longer at *expected_revision*.
             BaseMismatchError: one belongs to another base.
             PatchNotFoundError: an unknown or removed patch, or no such stack.
         """
         with self.session.writing() as connection:
             row = self._row_at(connection, stack, expected_revision)
-            members = self.members(row["name"])
-            check_push(_record(row), members, [self.patch(patch_id) for patch_id in patch_ids])
-            after = {patch.id for patch in members} | set(patch_ids)
-            return self._commit(connection, row, after, action="apply", message=message, reason=reason, author=author)
+            if remove:
+                check_pop(_record(row), member_ids(connection, row["id"]), remove)
+            if add:
+                new = [self.patch(patch_id) for patch_id in add]
+                leaving = set(remove)
+                rivals = [patch for patch in self._rivals(connection, row["id"], new) if patch.id not in leaving]
+                check_push(_record(row), rivals, new)
+            about = {"action": action, "message": message, "reason": reason, "author": author}
+            return self._commit(connection, row, add, remove, details, **about)
 
-    def pop(
-        self,
-        stack: StackRecord | str,
-        patch_ids: Sequence[str],
-        *,
-        message: str | None = None,
-        reason: str | None = None,
-        author: str | None = None,
-        expected_revision: int | None = None,
-    ) -> RevisionRecord:
-        """Make patches inactive, all or none, as one new revision. Writes.
+    def push(self, stack: StackRecord | str, patch_ids: Sequence[str], **about: Any) -> RevisionRecord:
+        """Make patches active, all or none, as one new revision; *about* as for :meth:`change`. Writes.
 
         Raises:
-            ConflictError: one is not active, or the stack is no longer at *expected_revision*.
-            PatchNotFoundError: no such stack.
+            ConflictError: none is named, or as for :meth:`change`.
+            BaseMismatchError, PatchNotFoundError, StaleStackError: as for :meth:`change`.
         """
-        with self.session.writing() as connection:
-            row = self._row_at(connection, stack, expected_revision)
-            before = {patch.id for patch in self.members(row["name"])}
-            check_pop(_record(row), before, patch_ids)
-            after = before - set(patch_ids)
-            return self._commit(connection, row, after, action="revert", message=message, reason=reason, author=author)
+        if not patch_ids:
+            raise ConflictError("No patch was named to apply.", next_step="Name one: `rompatch list` shows them.")
+        return self.change(stack, add=patch_ids, **({"action": "apply"} | about))
 
-    def clear(
-        self,
-        stack: StackRecord | str,
-        *,
-        message: str | None = None,
-        reason: str | None = None,
-        author: str | None = None,
-        expected_revision: int | None = None,
-    ) -> RevisionRecord:
-        """Make every patch of a stack inactive as one new revision. Writes.
+    def pop(self, stack: StackRecord | str, patch_ids: Sequence[str], **about: Any) -> RevisionRecord:
+        """Make patches inactive, all or none, as one new revision; *about* as for :meth:`change`. Writes.
 
         Raises:
-            ConflictError: none is active, or the stack is no longer at *expected_revision*.
-            PatchNotFoundError: no such stack.
+            ConflictError: one is not active, or none is named.
+            PatchNotFoundError, StaleStackError: as for :meth:`change`.
+        """
+        if not patch_ids:
+            raise ConflictError("No patch was named to revert.", next_step="Name one, or use `rompatch revert --all`.")
+        return self.change(stack, remove=patch_ids, **({"action": "revert"} | about))
+
+    def clear(self, stack: StackRecord | str, **about: Any) -> RevisionRecord:
+        """Make every patch of a stack inactive as one new revision; *about* as for :meth:`change`. Writes.
+
+        Raises:
+            ConflictError: none is active.
+            PatchNotFoundError, StaleStackError: as for :meth:`change`.
         """
         with self.session.writing() as connection:
-            row = self._row_at(connection, stack, expected_revision)
-            if not self.members(row["name"]):
+            row = self._row_at(connection, stack, about.get("expected_revision"))
+            ids = member_ids(connection, row["id"])
+            if not ids:
                 raise ConflictError(f"Stack {row['name']!r} has no active patch, so there is nothing to revert.")
-            return self._commit(connection, row, (), action="clear", message=message, reason=reason, author=author)
+            return self.change(stack, remove=ids, **({"action": "clear"} | about))
 
-    def revisions(self, stack: StackRecord | str) -> tuple[RevisionRecord, ...]:
-        """Every revision of a stack, newest first. Reads only."""
+    def rivals(self, stack: StackRecord | str, new: Sequence[PatchRecord]) -> tuple[PatchRecord, ...]:
+        """The members that bear on whether *new* may join: the same patch, the same subject, or other weights of a
+        site that both change. A large stack need not be read whole. Reads only.
+
+        Raises:
+            PatchNotFoundError: no such stack.
+        """
+        with self.session.reading() as connection:
+            return self._rivals(connection, _stack_row(connection, _name(stack))["id"], new)
+
+    def revision(self, stack: StackRecord | str, number: int) -> RevisionRecord:
+        """One revision of a stack. Reads only.
+
+        Raises:
+            PatchNotFoundError: no such stack or revision.
+        """
         table = schema.stack_revisions
         with self.session.reading() as connection:
             row = _stack_row(connection, _name(stack))
-            found = connection.execute(select(table).where(table.c.stack_id == row["id"]).order_by(table.c.number))
-            return tuple(_revision_record(connection, row["name"], item) for item in found.mappings())[::-1]
+            _check_revision(row, number)
+            found = select(table).where(table.c.stack_id == row["id"], table.c.number == number)
+            return _revision_record(connection, row["name"], connection.execute(found).mappings().one())
+
+    def revisions(
+        self, stack: StackRecord | str, *, limit: int | None = None, offset: int = 0
+    ) -> tuple[RevisionRecord, ...]:
+        """The revisions of a stack, newest first, so many if asked. Reads only."""
+        table = schema.stack_revisions
+        with self.session.reading() as connection:
+            row = _stack_row(connection, _name(stack))
+            query = select(table).where(table.c.stack_id == row["id"]).order_by(table.c.number.desc())
+            found = connection.execute(query.limit(limit).offset(offset)).mappings().all()
+            return tuple(_revision_record(connection, row["name"], item) for item in found)
+
+    def _rivals(self, connection: Connection, stack_id: int, new: Sequence[PatchRecord]) -> tuple[PatchRecord, ...]:
+        stays, patches, sites = schema.stack_members, schema.patches, schema.sites
+        here = select(stays.c.patch_id).where(staying(stack_id))
+        ids = {patch.id for patch in new} & set(connection.scalars(here))
+        for some in batches({subject_key(patch.subject) for patch in new}):
+            about = select(patches.c.id).where(patches.c.subject_key.in_(some), patches.c.id.in_(here))
+            ids |= set(connection.scalars(about))
+        hashes = {(site.parameter, site.sha256) for patch in new for site in patch.header.sites}
+        for parameter, sha256 in sorted(hashes):
+            other = (sites.c.parameter == parameter) & (sites.c.tensor_sha256 != sha256)
+            ids |= set(connection.scalars(select(sites.c.patch_id).where(other, sites.c.patch_id.in_(here)).limit(1)))
+        return records_of(connection, ids)
 
     def _row_at(self, connection: Connection, stack: StackRecord | str, expected: int | None) -> Any:
         row = _stack_row(connection, _name(stack))
         if expected is not None and row["revision"] != expected:
-            raise ConflictError(
+            raise StaleStackError(
                 f"Stack {row['name']!r} was changed meanwhile.",
                 expected=f"revision {expected}",
                 found=f"revision {row['revision']}",
-                next_step="Look at it with `rompatch log`, then try again.",
+                next_step="Look at it with `rompatch stack log`, then try again.",
+                stack=row["name"],
             )
         return row
 
-    def _commit(self, connection: Connection, row: Any, members: Iterable[str], **about: str | None) -> RevisionRecord:
+    def _commit(
+        self,
+        connection: Connection,
+        row: Any,
+        added: Collection[str],
+        removed: Collection[str],
+        details: Mapping[str, Any] | None,
+        **about: str | None,
+    ) -> RevisionRecord:
         number = row["revision"] + 1
         table = schema.stacks
         # The second condition matters on databases without BEGIN IMMEDIATE, where two writers may read the same number.
         moved = update(table).where(table.c.id == row["id"], table.c.revision == row["revision"])
         if connection.execute(moved.values(revision=number)).rowcount != 1:
-            raise ConflictError(f"Stack {row['name']!r} was changed meanwhile.", next_step="Try again.")
-        revision_id = _insert_revision(connection, row["id"], number, members, **about)
+            raise StaleStackError(f"Stack {row['name']!r} was changed meanwhile.", next_step="Try again.")
+        revision_id = _insert_revision(connection, row["id"], number, details, **about)
+        write_changes(connection, row["id"], number, added, removed)
         found = select(schema.stack_revisions).where(schema.stack_revisions.c.id == revision_id)
         return _revision_record(connection, row["name"], connection.execute(found).mappings().one())
 
@@ -200,59 +279,49 @@ def _record(row: Any) -> StackRecord:
     return StackRecord(name=row["name"], base_id=row["base_id"], revision=row["revision"])
 
 
+def _living(name: str) -> ColumnElement[bool]:
+    return and_(schema.stacks.c.name == name, schema.stacks.c.removed_at.is_(None))
+
+
 def _stack_row(connection: Connection, name: str) -> Any:
-    row = connection.execute(select(schema.stacks).where(schema.stacks.c.name == name)).mappings().first()
+    row = connection.execute(select(schema.stacks).where(_living(name))).mappings().first()
     if row is None:
-        names = connection.scalars(select(schema.stacks.c.name).order_by(schema.stacks.c.name)).all()
-        raise PatchNotFoundError(f"There is no stack {name!r}.", found=f"stacks {names}", stack=name)
+        names = connection.scalars(
+            select(schema.stacks.c.name).where(schema.stacks.c.removed_at.is_(None)).order_by(schema.stacks.c.name)
+        ).all()
+        raise unknown("stack", name, names, "`rompatch stack list` shows them.", stack=name)
     return row
 
 
-def _revision_id(connection: Connection, stack: Any, number: int) -> int:
-    table = schema.stack_revisions
-    found = connection.scalar(select(table.c.id).where(table.c.stack_id == stack["id"], table.c.number == number))
-    if found is None:
+def _check_revision(stack: Any, number: int | None) -> None:
+    if number is not None and not 0 <= number <= stack["revision"]:
         raise PatchNotFoundError(
             f"Stack {stack['name']!r} has no revision {number}.", expected=f"0 to {stack['revision']}"
         )
-    return int(found)
 
 
 def _insert_revision(
-    connection: Connection, stack_id: int, number: int, members: Iterable[str], **about: str | None
+    connection: Connection, stack_id: int, number: int, details: Mapping[str, Any] | None, **about: str | None
 ) -> int:
-    row = {
-        "stack_id": stack_id,
-        "number": number,
-        "parent": number - 1 if number else None,
-        "created_at": now(),
-        **about,
-    }
-    revision_id = insert_row(connection, schema.stack_revisions, row)
-    rows = [{"revision_id": revision_id, "patch_id": patch_id} for patch_id in sorted(members)]
-    if rows:
-        connection.execute(insert(schema.stack_members), rows)
-    return revision_id
-
-
-def _member_ids(connection: Connection, stack_id: int, number: int | None) -> set[str]:
-    revisions, members = schema.stack_revisions, schema.stack_members
-    query = (
-        select(members.c.patch_id)
-        .join(revisions, revisions.c.id == members.c.revision_id)
-        .where(revisions.c.stack_id == stack_id, revisions.c.number == number)
-    )
-    return set(connection.scalars(query))
+    if about["action"] not in ACTIONS:
+        raise StoreError(f"{about['action']!r} is no action of a revision.", expected=", ".join(sorted(ACTIONS)))
+    try:
+        text = canonical_json(dict(details or {}))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"The details of the revision cannot be recorded: {error}.") from error
+    parent = number - 1 if number else None
+    row = {"stack_id": stack_id, "number": number, "parent": parent, "created_at": now(), "details": text, **about}
+    return insert_row(connection, schema.stack_revisions, row)
 
 
 def _revision_record(connection: Connection, stack: str, row: Any) -> RevisionRecord:
-    after = _member_ids(connection, row["stack_id"], row["number"])
-    before = _member_ids(connection, row["stack_id"], row["parent"])
+    added, removed = changes(connection, row["stack_id"], row["number"])
     names = ("number", "parent", "created_at", "author", "action", "message", "reason")
     return RevisionRecord(
         stack=stack,
         **{name: row[name] for name in names},
-        members=tuple(sorted(after)),
-        added=tuple(sorted(after - before)),
-        removed=tuple(sorted(before - after)),
+        members=member_ids(connection, row["stack_id"], row["number"]),
+        added=added,
+        removed=removed,
+        details=decoded(row["details"], f"details of revision {row['number']} of stack {stack!r}"),
     )

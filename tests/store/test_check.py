@@ -158,5 +158,5 @@ def test_a_member_that_was_removed_is_named(sound: Ledger, blobs: Blobs, store: 
 
 
 def test_a_reference_to_nothing_is_named(sound: Ledger, blobs: Blobs, store: Path) -> None:
-    execute(store, "INSERT INTO sites VALUES ('nobody', 0, 0, 'w', '1x1', 'x')")
+    execute(store, "INSERT INTO sites VALUES ('nobody', 0, 0, 'w', '1x1', 'x', NULL)")
     assert "row" in only(sound, blobs, "database", mended=False).message

@@ -18,11 +18,11 @@ from tiny_patches import record, tiny_patch
 
 import rompatch
 from rompatch.errors import SchemaError, StoreError
+from rompatch.patch import canonical_json
 from rompatch.store import migrate, schema
 from rompatch.store.engine import Session, ledger_url, make_engine
 from rompatch.store.ledger import Ledger
 from rompatch.store.location import ledger_path
-from rompatch.store.records import ScoreRecord
 
 
 def script_directory() -> ScriptDirectory:
@@ -39,6 +39,23 @@ def dump(path: Path) -> list[str]:
 def run(path: Path, statement: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(path)) as connection, connection:
         return connection.execute(statement).fetchall()
+
+
+def parts(statements: dict[object, object]) -> dict[object, list[str]]:
+    """The columns and constraints of each statement, in any order: a column that was added later stands at the end."""
+    return {name: sorted(_split(str(sql).replace('"', ""))) for name, sql in statements.items()}
+
+
+def _split(sql: str) -> list[str]:
+    """*sql* cut at its outermost brackets and at the commas inside these."""
+    pieces, depth = [""], 0
+    for char in " ".join(sql.split()):
+        depth += (char == "(") - (char == ")")
+        if depth <= 1 and char in "(),":
+            pieces.append("")
+        else:
+            pieces[-1] += char
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def session(path: Path) -> Session:
@@ -65,9 +82,6 @@ def test_the_migrations_make_exactly_the_declared_checks_and_keys(new_ledger: Pa
     engine.dispose()
     migrated = dict(run(new_ledger, "SELECT name, sql FROM sqlite_master WHERE sql NOT NULL"))
     del migrated["alembic_version"]
-
-    def parts(statements: dict[object, object]) -> dict[object, list[str]]:
-        return {name: sorted(line.strip(" ,\t") for line in str(sql).split("\n")) for name, sql in statements.items()}
 
     assert parts(migrated) == parts(declared)
 
@@ -125,7 +139,10 @@ def test_the_schema_goes_down_and_up_again(store: Path) -> None:
     """Down to nothing and up again gives the same schema."""
     from alembic import command
 
-    before = [line for line in dump(ledger_path(store)) if line.startswith("CREATE")]
+    def statements() -> list[list[str]]:  # Alembic's batches put constraints in any order
+        return [sorted(_split(line.replace('"', ""))) for line in dump(ledger_path(store)) if line.startswith("CREATE")]
+
+    before = statements()
     config = Config()
     config.set_main_option("script_location", str(migrate.migrations_folder()))
     open_session = session(ledger_path(store))
@@ -135,34 +152,125 @@ def test_the_schema_goes_down_and_up_again(store: Path) -> None:
         assert connection.exec_driver_sql("SELECT count(*) FROM sqlite_master WHERE type = 'table'").scalar() == 1
         command.upgrade(config, "head")
     open_session.close()
-    assert [line for line in dump(ledger_path(store)) if line.startswith("CREATE")] == before
+    assert statements() == before
 
 
 # --- upgrades: from every earlier schema with rows in it (a change of schema, its migration and that test arrive
 # together), and from the present one by an invented migration, to see what failing ones do.
 
 
-def test_the_upgrade_from_0001_keeps_every_row_and_adds_the_benchmarks(store: Path) -> None:
-    path = ledger_path(store)
-    path.unlink()
-    old = session(path)
-    assert migrate.ensure_current(old, head="0001")
-    ledger = Ledger(old)  # as a rompatch of that time would have filled it
-    ledger.create_stack("main", record(ledger, tiny_patch()).base_id)
-    ledger.push("main", [tiny_patch().id])
-    ledger.record_verification("s", source="file", scores=[ScoreRecord("post", "es", 1.0, 2)], patch_id=tiny_patch().id)
-    ledger.set_setting("base", {"model": "x"})
-    ledger.close()
-    before = dump(path)
-    assert not any("bench" in line for line in before)
-    with Ledger.open(path) as upgraded:
-        assert upgraded.bench_runs() == ()
-        assert len(upgraded.members("main")) == 1
-        assert upgraded.verifications()[0].scores == (ScoreRecord("post", "es", 1.0, 2),)
-        run = upgraded.begin_bench_run({}, name=None, base_id=upgraded.bases()[0].id, benchmark="zsre", method="rome")
-        assert upgraded.bench_runs() == (run,)
-    kept = {line for line in before if line.startswith("INSERT") and "alembic_version" not in line}
-    assert kept <= set(dump(path))
+FIRST_ROWS = """
+INSERT INTO bases VALUES ('{base}', 'pico', 'gpt2', 'c', 't', 'float32', '{{}}', '2026-01-01');
+INSERT INTO patches VALUES ('{tower}', '{base}', 'rome', 'Eiffel Tower', 'eiffel tower', '{{}} is located in',
+    'located in', 'Rome', 'Paris', '{header}', 1000, '2026-01-02', 'ada', 'why not', '{{}}', NULL);
+INSERT INTO patches VALUES ('{ben}', '{base}', 'rome', 'Big Ben', 'big ben', '{{}} is located in',
+    'located in', 'Rome', 'Paris', '{header}', 1000, '2026-01-03', NULL, NULL, '{{}}', '2026-02-01');
+INSERT INTO sites VALUES ('{tower}', 0, 1, 'w', '2x3', 'x');
+INSERT INTO stacks VALUES (1, 'main', '{base}', 4), (2, 'empty', '{base}', 0);
+INSERT INTO stack_revisions VALUES
+    (1, 1, 0, NULL, '2026-01-04', 'ada', 'create', NULL, NULL),
+    (2, 2, 0, NULL, '2026-01-04', 'ada', 'create', NULL, NULL),
+    (3, 1, 1, 0, '2026-01-05', 'ada', 'apply', 'one', 'T-1'),
+    (4, 1, 2, 1, '2026-01-06', 'ada', 'apply', NULL, NULL),
+    (5, 1, 3, 2, '2026-01-07', 'bob', 'clear', NULL, NULL),
+    (6, 1, 4, 3, '2026-01-08', 'ada', 'apply', NULL, NULL);
+INSERT INTO stack_members VALUES (3, '{ben}'), (4, '{ben}'), (4, '{tower}'), (6, '{tower}');
+INSERT INTO verifications VALUES (1, '{tower}', 4, 's', 'file', '2026-01-09', '{{}}', '{{}}', '[]');
+INSERT INTO scores VALUES (1, 'post', 'es', 1.0, 2);
+INSERT INTO settings VALUES ('active_stack', '"main"'), ('base', '{{"model": "x"}}');
+"""
+SECOND_ROWS = """
+INSERT INTO bench_runs VALUES ('{run}', NULL, '{base}', 'zsre', 'rome', '2026-01-10', '{{}}', '{{}}');
+INSERT INTO bench_results VALUES ('{run}', 0, 7, '2026-01-10', 'scored', NULL, NULL, '{{}}', '{{}}', '{{}}', '{{}}');
+"""
+TOWER, BEN, BASE, RUN = (letter * 64 for letter in "abcd")
+
+
+@pytest.fixture(params=["0001", "0002"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A ledger of an earlier schema with rows in it, as the rompatch of that time wrote them."""
+    path = tmp_path / "old" / "ledger.db"
+    path.parent.mkdir()
+    opened = session(path)
+    assert migrate.ensure_current(opened, head=request.param)
+    opened.close()
+    header = canonical_json(tiny_patch().header.to_json()).replace("'", "''")
+    rows = FIRST_ROWS + (SECOND_ROWS if request.param > "0001" else "")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(rows.format(tower=TOWER, ben=BEN, base=BASE, run=RUN, header=header))
+    return path
+
+
+def test_the_upgrade_of_an_older_ledger_keeps_every_row(old: Path) -> None:
+    def rows(statements: list[str]) -> set[str]:
+        """The beginnings of the rows: columns are added at the end."""
+        moved = ("alembic_version", "stack_members", "schema")
+        return {
+            line[:-2] for line in statements if line.startswith("INSERT") and not any(map(line.__contains__, moved))
+        }
+
+    before = rows(dump(old))
+    Ledger.open(old).close()
+    after = rows(dump(old))
+    assert len(after) == len(before) >= 16
+    assert all(any(row.startswith(one) for row in after) for one in before)
+    assert run(old, "PRAGMA foreign_key_check") == []
+
+
+def test_the_upgrade_of_an_older_ledger_keeps_the_members_of_every_revision(old: Path) -> None:
+    query = "SELECT number, patch_id FROM stack_members m JOIN stack_revisions r ON r.id = m.revision_id ORDER BY 1, 2"
+    listed = run(old, query)
+    with Ledger.open(old) as ledger:
+        assert [(number, one) for number in range(5) for one in ledger.member_ids("main", number)] == listed
+        changes = [(item.action, item.added, item.removed) for item in ledger.revisions("main")]
+        assert changes == [
+            ("apply", (TOWER,), ()),
+            ("clear", (), (TOWER, BEN)),
+            ("apply", (TOWER,), ()),
+            ("apply", (BEN,), ()),
+            ("create", (), ()),
+        ]
+        assert [item.details for item in ledger.revisions("main")] == [{}] * 5
+        assert [patch.id for patch in ledger.members("main")] == [TOWER]
+        assert ledger.verifications()[0].revision == 2
+        assert ledger.members("empty") == ()
+
+
+def test_an_upgraded_ledger_does_everything(old: Path) -> None:
+    with Ledger.open(old) as ledger:
+        patch = ledger.patch(TOWER)
+        assert (patch.source, patch.expires_at) == (None, None)
+        assert ledger.fill_key_sketches({TOWER: [b"12"]}) == 1
+        ledger.clear("main")
+        new = tiny_patch()
+        ledger.add_patch(
+            new.header, patch_id=new.id, file_size=1, source="https://example.org", expires_at="2027-01-01"
+        )
+        assert ledger.patch(new.id).source == "https://example.org"
+        ledger.begin_bench_run({}, name=None, base_id=BASE, benchmark="zsre", method="rome")
+        assert ledger.integrity_problems() == ()
+
+
+def test_the_schema_goes_down_to_an_older_one_with_its_rows(old: Path) -> None:
+    from alembic import command
+
+    expected = [line for line in dump(old) if "alembic_version" not in line]
+    version = run(old, "SELECT version_num FROM alembic_version")[0][0]
+    config = Config()
+    config.set_main_option("script_location", str(migrate.migrations_folder()))
+    open_session = session(old)
+    migrate.ensure_current(open_session)
+    with open_session.unlocked() as connection:
+        migrate._pragma(connection, "foreign_keys = OFF")
+    with open_session.writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, str(version))
+    open_session.close()
+
+    def rows(lines: list[str]) -> list[str]:
+        return sorted(line for line in lines if line.startswith("INSERT") and "alembic_version" not in line)
+
+    assert rows(dump(old)) == rows(expected)
 
 
 NEXT = """
