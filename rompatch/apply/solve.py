@@ -1,4 +1,5 @@
-"""The algebra of stacks: many patches, one site, one update. Pure: arrays in, arrays out.
+"""The algebra of stacks: many patches, one site, one update. Pure: arrays in, arrays out. NumPy alone, so that a stack
+is planned without torch; only :func:`materialise` loads it.
 
 For a stack of patches with keys k_i, directions u_i = C^-1 k_i and residuals r_i = value_i - W k_i (docs/concepts.md):
 
@@ -19,14 +20,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from rompatch.apply.gram import (
+    Constraints,
+    Matrix,
+    concatenated,
+    condition_number,
+    constraints_of,
+    damped,
+    key_similarity,
+    most_dependent,
+    similarities,
+)
 from rompatch.errors import ComputeError
 from rompatch.patch import Factors, LowRankFactors, Patch, SiteFactors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JOINT_RIDGE = 0.03
 """lambda for stacks of two and more: chosen in a trial with 199 edits at one site of the default model."""
@@ -36,7 +49,26 @@ SAME_KEY = 0.98
 
 _ROWS_PER_BLOCK = 512
 
-Matrix = npt.NDArray[np.float64]
+ILL_CONDITIONED = 1e8
+"""Condition number of G from which a stack without ridge is refused. Keys are stored in float32: beyond the inverse of
+its precision, what tells two of them apart is rounding."""
+
+__all__ = [
+    "JOINT_RIDGE",
+    "SAME_KEY",
+    "Constraints",
+    "Matrix",
+    "SiteUpdate",
+    "by_site",
+    "canonical",
+    "constraints_of",
+    "key_similarity",
+    "materialise",
+    "merge_same_keys",
+    "solve_constraints",
+    "solve_site",
+    "solve_stack",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +88,6 @@ class SiteUpdate:
         return self.left @ self.right
 
 
-@dataclass(frozen=True, eq=False)
-class Constraints:
-    """Rows that a site's update shall satisfy: keys and directions (m, d_in), residuals (m, d_out), float64."""
-
-    keys: Matrix
-    directions: Matrix
-    residuals: Matrix
-
-    def gram(self) -> Matrix:
-        """G_ij = u_i^T k_j, (m, m)."""
-        return self.directions @ self.keys.T
-
-
 def canonical(patches: Iterable[Patch]) -> list[Patch]:
     """The one order in which patches meet: by id, each once."""
     return sorted({patch.id: patch for patch in patches}.values(), key=lambda patch: patch.id)
@@ -76,10 +95,15 @@ def canonical(patches: Iterable[Patch]) -> list[Patch]:
 
 def by_site(patches: Iterable[Patch]) -> dict[str, list[Factors]]:
     """Parameter name to the factors of all patches there, in canonical order."""
-    sites: dict[str, list[Factors]] = {}
+    return {parameter: [factors for _, factors in pairs] for parameter, pairs in members_by_site(patches).items()}
+
+
+def members_by_site(patches: Iterable[Patch]) -> dict[str, list[tuple[Patch, Factors]]]:
+    """The same, each with its patch."""
+    sites: dict[str, list[tuple[Patch, Factors]]] = {}
     for patch in canonical(patches):
         for site, factors in zip(patch.header.sites, patch.factors, strict=True):
-            sites.setdefault(site.parameter, []).append(factors)
+            sites.setdefault(site.parameter, []).append((patch, factors))
     return dict(sorted(sites.items()))
 
 
@@ -87,9 +111,28 @@ def solve_stack(patches: Iterable[Patch], ridge: float = JOINT_RIDGE) -> Mapping
     """The update of each site that *patches* touch, by parameter name.
 
     Raises:
-        ComputeError: the keys at a site cannot be solved for.
+        ComputeError: the keys at a site cannot be solved for; it names the patches that they belong to.
     """
-    return {parameter: solve_site(factors, ridge) for parameter, factors in by_site(patches).items()}
+    updates = {}
+    for parameter, pairs in members_by_site(patches).items():
+        try:
+            updates[parameter] = solve_site([factors for _, factors in pairs], ridge)
+        except ComputeError as problem:
+            raise _naming_patches(problem, parameter, pairs) from problem
+    return updates
+
+
+def _naming_patches(problem: ComputeError, parameter: str, pairs: Sequence[tuple[Patch, Factors]]) -> ComputeError:
+    keyed = [(patch, constraints_of(factors)) for patch, factors in pairs if isinstance(factors, SiteFactors)]
+    guilty = [keyed[index][0] for index in most_dependent([constraints for _, constraints in keyed])]
+    names = ", ".join(f"{patch.short_id} ({patch.header.subject})" for patch in guilty) or "cannot be told"
+    return ComputeError(
+        f"{problem.message} At {parameter} these patches are to blame: {names}.",
+        expected=problem.expected,
+        found=problem.found,
+        next_step=problem.next_step,
+        patches=tuple(patch.id for patch in guilty),
+    )
 
 
 def solve_site(stack: Sequence[Factors], ridge: float = JOINT_RIDGE) -> SiteUpdate:
@@ -97,7 +140,7 @@ def solve_site(stack: Sequence[Factors], ridge: float = JOINT_RIDGE) -> SiteUpda
     plus the low-rank terms of the others.
 
     Raises:
-        ComputeError: G is singular (only possible with ``ridge=0``) or not finite.
+        ComputeError: G is singular or nearly so (only possible with ``ridge=0``), or not finite.
     """
     keyed = [factors for factors in stack if isinstance(factors, SiteFactors)]
     terms = [] if not keyed else [solve_keyed(keyed, ridge)]
@@ -116,17 +159,7 @@ def solve_keyed(stack: Sequence[SiteFactors], ridge: float = JOINT_RIDGE) -> Sit
     if len(stack) == 1:
         only = stack[0]
         return SiteUpdate(only.v.astype(np.float64)[:, None], only.u[:1].astype(np.float64))
-    constraints = merge_same_keys([constraints_of(factors) for factors in stack])
-    return solve_constraints(constraints, ridge)
-
-
-def constraints_of(factors: SiteFactors) -> Constraints:
-    """The constraints that one patch brings, in float64."""
-    return Constraints(
-        factors.key.astype(np.float64),
-        factors.u.astype(np.float64),
-        factors.value.astype(np.float64) - factors.base_out.astype(np.float64),
-    )
+    return solve_constraints(merge_same_keys([constraints_of(factors) for factors in stack]), ridge)
 
 
 def solve_constraints(constraints: Constraints, ridge: float) -> SiteUpdate:
@@ -136,9 +169,11 @@ def solve_constraints(constraints: Constraints, ridge: float) -> SiteUpdate:
     constraints hold all the same.
     """
     gram = constraints.gram()
-    damped = gram + ridge * np.diag(gram).mean() * np.eye(len(gram))
+    matrix = damped(gram, ridge)
+    if ridge == 0 and condition_number(matrix) > ILL_CONDITIONED:
+        raise _unsolvable(gram)
     try:
-        left = np.linalg.solve(damped.T, constraints.residuals).T
+        left: Matrix = np.linalg.solve(matrix.T, constraints.residuals).T.astype(np.float64, copy=False)
     except np.linalg.LinAlgError as problem:
         raise _unsolvable(gram) from problem
     if not np.isfinite(left).all():
@@ -147,10 +182,11 @@ def solve_constraints(constraints: Constraints, ridge: float) -> SiteUpdate:
 
 
 def _unsolvable(gram: Matrix) -> ComputeError:
+    found = f"{condition_number(gram):.1e}" if np.isfinite(gram).all() else "numbers that are not finite"
     return ComputeError(
-        "The stack cannot be solved: two of its keys are the same direction.",
-        expected="a Gram matrix of full rank",
-        found=f"rank {np.linalg.matrix_rank(gram) if np.isfinite(gram).all() else 'not finite'} of {len(gram)}",
+        "The stack cannot be solved: some of its keys nearly depend on each other.",
+        expected=f"a Gram matrix with a condition number of at most {ILL_CONDITIONED:.0e}, or a ridge",
+        found=f"{found}, for {len(gram)} keys",
         next_step="Use a ridge above 0, or revert one of the patches that share a subject.",
     )
 
@@ -164,8 +200,12 @@ def merge_same_keys(patches: Sequence[Constraints]) -> Constraints:
     was optimised in. On three pairs of facts about one subject of the default model the mean P(o*) was 0.62 with the
     mean of the residuals, 0.64 so, and 0.54 with their plain sum (``benchmarks/same_subject.py``).
     """
+    joined = concatenated(patches)
+    groups = _groups(patches, joined)
+    if len(groups) == len(patches):
+        return joined
     merged: list[Constraints] = []
-    for group in _groups(patches):
+    for group in groups:
         rows = {len(patch.keys) for patch in group}
         if len(group) == 1 or len(rows) != 1:
             merged += group
@@ -177,33 +217,17 @@ def merge_same_keys(patches: Sequence[Constraints]) -> Constraints:
                 np.sum([patch.residuals for patch in group], axis=0) / np.sqrt(len(group)),
             )
         )
-    return Constraints(
-        np.concatenate([part.keys for part in merged]),
-        np.concatenate([part.directions for part in merged]),
-        np.concatenate([part.residuals for part in merged]),
-    )
+    return concatenated(merged)
 
 
-def key_similarity(left: Constraints, right: Constraints) -> float:
-    """Smallest cosine, in the metric of C^-1, between corresponding keys of two patches; 0 where they bring different
-    numbers of keys."""
-    if len(left.keys) != len(right.keys):
-        return 0.0
-    across = np.einsum("ij,ij->i", left.directions, right.keys)
-    own = np.einsum("ij,ij->i", left.directions, left.keys) * np.einsum("ij,ij->i", right.directions, right.keys)
-    return float((across / np.sqrt(np.maximum(own, np.finfo(np.float64).tiny))).min())
-
-
-def _groups(patches: Sequence[Constraints]) -> list[list[Constraints]]:
-    """Patches that share their keys, in order of first appearance."""
-    groups: list[list[Constraints]] = []
-    for patch in patches:
-        home = next((group for group in groups if key_similarity(group[0], patch) > SAME_KEY), None)
-        if home is None:
-            groups.append([patch])
-        else:
-            home.append(patch)
-    return groups
+def _groups(patches: Sequence[Constraints], joined: Constraints) -> list[list[Constraints]]:
+    """Patches that share their keys, in order of first appearance; each is compared with the first of a group."""
+    same = similarities(patches, joined) > SAME_KEY
+    groups: dict[int, list[Constraints]] = {}
+    for number, patch in enumerate(patches):
+        home = next((int(first) for first in np.flatnonzero(same[:number, number]) if first in groups), number)
+        groups.setdefault(home, []).append(patch)
+    return list(groups.values())
 
 
 def materialise(weight: Tensor, update: SiteUpdate | None, *, transposed: bool) -> Tensor:
@@ -218,6 +242,8 @@ def materialise(weight: Tensor, update: SiteUpdate | None, *, transposed: bool) 
     """
     if update is None:
         return weight
+    import torch
+
     left, right = torch.from_numpy(update.left), torch.from_numpy(update.right)
     first, second = (right.T, left.T) if transposed else (left, right)
     edited = torch.empty_like(weight)

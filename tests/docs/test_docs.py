@@ -132,8 +132,16 @@ def test_every_python_block_compiles(page: Path) -> None:
             compile(body, name_of(page), "exec")
 
 
-def test_the_examples_of_the_python_page_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("page", "least", "prints"), [("python.md", 10, "There is no patch 'Atlantis'"), ("serving.md", 3, "overlay ['")]
+)
+def test_the_examples_of_a_page_run(
+    page: str,
+    least: int,
+    prints: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In order, in one namespace, in a folder whose store has a pico model as its base."""
     monkeypatch.chdir(tmp_path)
@@ -144,14 +152,14 @@ def test_the_examples_of_the_python_page_run(
     with rompatch.open_store() as store:
         store.use("./my-model")
     namespace: dict[str, object] = {"__name__": "examples"}
-    examples = [body for info, body in blocks(DOCS / "python.md") if info == "python run"]
+    examples = [body for info, body in blocks(DOCS / page) if info == "python run"]
     for number, body in enumerate(examples, 1):
         try:
-            exec(compile(body, f"docs/python.md, example {number}", "exec"), namespace)  # noqa: S102 - our own page
+            exec(compile(body, f"docs/{page}, example {number}", "exec"), namespace)  # noqa: S102 - our own page
         except Exception as problem:  # noqa: BLE001 - whatever it is, the page is wrong; say where
             pytest.fail(f"example {number}: {type(problem).__name__}: {problem}")
-    assert len(examples) >= 10
-    assert "There is no patch 'Atlantis'" in capsys.readouterr().out  # what the last one prints
+    assert len(examples) >= least
+    assert prints in capsys.readouterr().out
 
 
 def test_every_public_name_has_its_place_on_the_python_page() -> None:
