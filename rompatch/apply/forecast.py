@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rompatch.apply.gram import (
     Constraints,
@@ -141,7 +142,7 @@ def _merged(parts: Sequence[Constraints], joined: Constraints, shared: Sequence[
     return merge_same_keys(parts) if shared else joined
 
 
-def _harm_of(adapter: LowRankFactors, joined: Constraints, first: Matrix) -> Matrix:
+def _harm_of(adapter: LowRankFactors, joined: Constraints, first: npt.NDArray[np.intp]) -> Matrix:
     """||L R k_i|| / ||r_i|| for the mean key of each patch: what a patch without keys does to those with."""
     moved = joined.keys[first] @ adapter.right.astype(np.float64).T @ adapter.left.astype(np.float64).T
     lengths = np.maximum(np.linalg.norm(joined.residuals[first], axis=1), _SMALL)

@@ -19,7 +19,7 @@ from rompatch.apply.forecast import forecast_site, update_norm
 from rompatch.apply.gram import condition_number, constraints_of, key_similarity, most_dependent, similarities
 from rompatch.apply.solve import ILL_CONDITIONED, materialise, solve_site, solve_stack
 from rompatch.errors import ComputeError
-from rompatch.patch import Patch
+from rompatch.patch import LowRankFactors, Patch
 
 
 @given(shapes)
@@ -76,6 +76,24 @@ def test_a_patch_alone_meets_its_own_constraint_and_disturbs_nobody() -> None:
     found = forecast_site(stack)
     assert (found.worst, found.condition, found.shared, found.pairs()) == (0.0, 1.0, (), ())
     assert found.residuals[0] < 1e-5
+
+
+def test_an_adapter_harms_and_is_not_harmed() -> None:
+    _, stack = random_stack(5, 2, 24, 8)
+    rng = np.random.default_rng(0)
+    adapter = LowRankFactors(rng.normal(size=(8, 2)).astype(np.float32), rng.normal(size=(2, 24)).astype(np.float32))
+    found = forecast_site([stack[0], adapter, stack[1]])
+    own = constraints_of(stack[1])
+    moved = adapter.left.astype(float) @ adapter.right.astype(float) @ own.keys[0]
+    assert found.harm[2, 1] == pytest.approx(np.linalg.norm(moved) / np.linalg.norm(own.residuals[0]))
+    assert np.isnan(found.ratio[2, 1])
+    assert found.harm[1, [0, 2]].tolist() == [0, 0]
+    assert np.isnan(found.residuals[1])
+    assert found.residuals[2] > 0.1, "what the adapter adds is in no constraint's solution"
+    alone = forecast_site([adapter])
+    dense = np.linalg.norm(adapter.left.astype(float) @ adapter.right.astype(float))
+    assert alone.delta_norm == pytest.approx(dense)
+    assert (alone.worst, alone.condition) == (0.0, 1.0)
 
 
 def test_pairs_come_worst_first_and_only_above_the_threshold() -> None:
