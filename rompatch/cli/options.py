@@ -114,6 +114,10 @@ def _keep_offload_folder(ctx: click.Context, _param: click.Parameter, value: Pat
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/json.md).")
 message_option = option("-m", "--message", type=WORDS, metavar="TEXT", help="Why, for the ledger's log.")
 reason_option = option("--reason", type=WORDS, metavar="TEXT", help="A reason kept beside the message, e.g. a ticket.")
+source_option = option("--source", type=WORDS, metavar="URL", help="Where the fact comes from: an address, or words.")
+expires_option = option(
+    "--expires", type=WORDS, metavar="DATE", help="The day (YYYY-MM-DD, UTC) from which on it counts as expired."
+)
 device_option = option(
     "--device",
     default="cpu",

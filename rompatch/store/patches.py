@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, func, insert, select, update
 
 from rompatch.errors import ConflictError, PatchNotFoundError, StoreError
 from rompatch.patch import SHORT_ID, BaseRef, PatchHeader, canonical_json
 from rompatch.store import schema
 from rompatch.store.engine import Session
-from rompatch.store.lookup import not_found, subject_key
+from rompatch.store.lookup import not_found, records_of, subject_key
 from rompatch.store.members import batches, stacks_holding
 from rompatch.store.records import BaseRecord, PatchRecord, base_from, patch_from
 
@@ -121,6 +121,17 @@ class PatchVerbs:
             self.fill_key_sketches({patch_id: key_sketches})
             return patch_from(connection.execute(select(table).where(table.c.id == patch_id)).mappings().one())
 
+    def annotate_patches(
+        self, patch_ids: Iterable[str], *, source: str | None = None, expires_at: str | None = None
+    ) -> None:
+        """Say where the facts of patches come from and when they expire; None leaves what is there. Writes."""
+        table = schema.patches
+        values = {"source": source, "expires_at": expires_at}
+        values = {name: value for name, value in values.items() if value is not None}
+        with self.session.writing() as connection:
+            for some in batches(patch_ids) if values else ():
+                connection.execute(update(table).where(table.c.id.in_(some)).values(values))
+
     def key_sketches(self, patch_ids: Iterable[str]) -> dict[str, tuple[bytes | None, ...]]:
         """For each of those patches the sketches of its sites, in their order; None where there is none. Reads only."""
         table = schema.sites
@@ -163,20 +174,40 @@ class PatchVerbs:
             )
         return patch_from(row)
 
+    def records(self, patch_ids: Iterable[str]) -> tuple[PatchRecord, ...]:
+        """The records of those full ids, by id, removed ones among them; unknown ids are left out. Reads only."""
+        with self.session.reading() as connection:
+            return records_of(connection, patch_ids)
+
     def patches(
-        self, subject: str | None = None, *, base_id: str | None = None, limit: int | None = None, offset: int = 0
+        self,
+        subject: str | None = None,
+        *,
+        base_id: str | None = None,
+        expired_on: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> tuple[PatchRecord, ...]:
-        """Patches that are not removed, newest first, of one subject or base if asked. Reads only."""
+        """Patches that are not removed, newest first; of one subject, of one base, or those that have expired on the
+        day *expired_on* (ISO 8601), if asked. Reads only."""
         table = schema.patches
         wanted: list[ColumnElement[bool]] = [table.c.removed_at.is_(None)]
         if subject is not None:
             wanted.append(table.c.subject_key == subject_key(subject))
         if base_id is not None:
             wanted.append(table.c.base_id == base_id)
+        if expired_on is not None:
+            wanted.append(table.c.expires_at <= expired_on)
         query = select(table).where(*wanted).order_by(table.c.created_at.desc(), table.c.id)
         with self.session.reading() as connection:
             rows = connection.execute(query.limit(limit).offset(offset)).mappings()
             return tuple(patch_from(row) for row in rows)
+
+    def count_patches(self) -> int:
+        """How many patches there are, removed ones aside. Reads only."""
+        table = schema.patches
+        with self.session.reading() as connection:
+            return int(connection.scalar(select(func.count()).where(table.c.removed_at.is_(None))) or 0)
 
     def remove_patch(self, patch_id: str) -> PatchRecord:
         """Forget a patch. Writes. Its row becomes a tombstone, because older revisions and verifications name it.

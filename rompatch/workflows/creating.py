@@ -14,6 +14,7 @@ from rompatch.workflows.keeping import keep
 from rompatch.workflows.method_options import EditSetting, MethodOptions, edit_setting, sound_hparams
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.planning import Plan, plan_fact
+from rompatch.workflows.provenance import checked_expiry
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class CreateOptions(MethodOptions):
         dry_run: plan only: nothing is computed and nothing is written.
         again: compute even if a patch for the same request with the same settings exists.
         message: for the ledger.
+        reason: of the revision, with ``apply``.
+        source: where the fact comes from.
+        expires: the day (``YYYY-MM-DD``) from which on it may no longer hold.
     """
 
     true: str | None = None
@@ -35,6 +39,9 @@ class CreateOptions(MethodOptions):
     dry_run: bool = False
     again: bool = False
     message: str | None = None
+    reason: str | None = None
+    source: str | None = None
+    expires: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
     fact = Fact(subject, relation, target, options.true, options.prompt)
     sound_hparams(options.hparams)  # before the model is loaded
     fact.check()
+    checked_expiry(options.expires)
     setting = edit_setting(store, options)
     return carry_out(store, setting, plan_fact(store, setting, fact), options)
 
@@ -99,7 +107,14 @@ def carry_out(store: OpenStore, setting: EditSetting, plan: Plan, options: Creat
     for other in (record for record in plan.existing if record != same):
         store.reporter.note(existing.difference(other, plan.request))
     computed = _computed(store, setting, plan)
-    record = keep(store, computed, options.spec or store.base_spec(), message=options.message)
+    record = keep(
+        store,
+        computed,
+        options.spec or store.base_spec(),
+        message=options.message,
+        source=options.source,
+        expires_at=options.expires,
+    )
     return _applied(store, Created(plan, record, is_new=True), options)
 
 
@@ -115,4 +130,5 @@ def _applied(store: OpenStore, created: Created, options: CreateOptions) -> Crea
         return created
     if created.record.id in {record.id for record in store.active()}:
         return created
-    return replace(created, revision=stacking.apply(store, [created.record.id], message=options.message))
+    revision = stacking.apply(store, [created.record.id], message=options.message, reason=options.reason)
+    return replace(created, revision=revision)

@@ -10,6 +10,7 @@ from rompatch.patch import PatchHeader
 from rompatch.store.patches import base_id, now
 from rompatch.store.plan import check_push
 from rompatch.store.records import PatchRecord
+from rompatch.workflows.conflicts import contradictions, refused, same_wording
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.statistics import AUTOMATIC, NO_STATISTICS
 
@@ -31,7 +32,7 @@ def on_same_fact(store: OpenStore, base: str, request: EditRequest) -> tuple[Pat
     return tuple(
         record
         for record in store.ledger.patches(request.subject, base_id=base)
-        if record.header.request is not None and _same_relation(record, request)
+        if record.header.request is not None and same_wording(record.request, request)
     )
 
 
@@ -78,8 +79,7 @@ def check_apply(store: OpenStore, header: PatchHeader) -> None:
         BaseMismatchError: the active stack is on another base.
     """
     stack = store.stack()
-    members = () if stack is None else store.ledger.members(stack)
-    if stack is None or not members:  # an empty stack of another base gives way
+    if stack is None or not store.ledger.member_ids(stack):  # an empty stack of another base gives way
         return
     patch = PatchRecord(
         id=TO_BE_MADE,
@@ -91,14 +91,11 @@ def check_apply(store: OpenStore, header: PatchHeader) -> None:
         message=None,
         measurements={},
     )
-    check_push(stack, members, [patch])
-
-
-def _same_relation(record: PatchRecord, request: EditRequest) -> bool:
-    if same_text(record.request.template, request.template):
-        return True
-    phrases = record.request.relation, request.relation
-    return phrases[0] is not None and phrases[1] is not None and same_text(phrases[0], phrases[1])
+    check_push(stack, [], [patch])
+    rivals = store.ledger.rivals(stack, [patch])
+    if pairs := contradictions([patch], rivals):
+        raise refused(stack.name, pairs)
+    check_push(stack, rivals, [patch])
 
 
 def _settings(header: PatchHeader) -> tuple[object, ...]:

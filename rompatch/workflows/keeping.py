@@ -8,7 +8,15 @@ from rompatch.workflows.computing import Computed
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 
-def keep(store: OpenStore, computed: Computed, spec: BaseSpec, *, message: str | None) -> PatchRecord:
+def keep(
+    store: OpenStore,
+    computed: Computed,
+    spec: BaseSpec,
+    *,
+    message: str | None,
+    source: str | None = None,
+    expires_at: str | None = None,
+) -> PatchRecord:
     """Save and record a patch, and how its base was loaded. Writes.
 
     The file is written first (durably), then the row: a crash in between leaves a file that ``fsck`` names. Both happen
@@ -28,6 +36,8 @@ def keep(store: OpenStore, computed: Computed, spec: BaseSpec, *, message: str |
             measurements=computed.measurements,
             author=author(),
             message=message,
+            source=source,
+            expires_at=expires_at,
         )
         store.remember_spec(record.base_id, spec)
     return record

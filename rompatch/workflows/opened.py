@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from rompatch.default_model import DEFAULT_MODEL
+from rompatch.edits import same_text
 from rompatch.reporting import Reporter
 from rompatch.store.blobs import Blobs
 from rompatch.store.ledger import Ledger
@@ -137,8 +139,9 @@ class OpenStore:
         """The ledger's patches, newest first: of one subject, of the stack in force, so many, if asked. Reads only."""
         if not active:
             return self.ledger.patches(subject, limit=limit)
-        members = {record.id for record in self.active()}
-        return tuple(record for record in self.ledger.patches(subject) if record.id in members)[:limit]
+        newest = sorted(self.active(), key=lambda record: record.created_at, reverse=True)
+        wanted = (record for record in newest if subject is None or same_text(record.subject, subject))
+        return tuple(islice(wanted, limit))
 
     def resolve(self, name: str) -> PatchRecord:
         """The patch that an id, an id's prefix or a subject means. Reads only."""
@@ -147,6 +150,11 @@ class OpenStore:
     def patch(self, name: str) -> Patch:
         """The patch with its numbers, read from its file and checked against its id."""
         return self.blobs.get(self.ledger.resolve(name).id)
+
+    def labels(self, ids: Iterable[str]) -> dict[str, str]:
+        """How messages name those patches, removed ones among them; an unknown one goes by its id. Reads only."""
+        wanted = tuple(ids)
+        return {one: one for one in wanted} | {record.id: record.label for record in self.ledger.records(wanted)}
 
     def stack(self) -> StackRecord | None:
         """The stack in force, None before the first patch. Reads only."""

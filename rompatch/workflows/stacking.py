@@ -2,38 +2,173 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from rompatch.errors import ConflictError
-from rompatch.store.plan import sharing_keys
+from rompatch.errors import ConflictError, StaleStackError
+from rompatch.store.plan import check_push, sharing_keys
 from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord
 from rompatch.workflows.author import author
+from rompatch.workflows.conflicts import Pair, check_among, contradictions, refused
 from rompatch.workflows.opened import MAIN_STACK, OpenStore
+from rompatch.workflows.provenance import checked_expiry
+
+ATTEMPTS = 5
+"""How often an apply is planned where other programs keep changing the stack."""
+
+
+@dataclass(frozen=True)
+class ApplyPlan:
+    """What an apply is going to do to a stack as it is at one revision.
+
+    Args:
+        stack: the stack; None where it is still to be made (:attr:`stack_name`).
+        stack_name: its name.
+        new: the patches to be put on.
+        superseded: pairs of a patch of *new* and the active one that it replaces.
+        sharing: pairs that are about one subject at one site: they share a key.
+    """
+
+    stack: StackRecord | None
+    stack_name: str
+    new: tuple[PatchRecord, ...]
+    superseded: tuple[Pair, ...]
+    sharing: tuple[Pair, ...]
+
+    @property
+    def removed(self) -> tuple[PatchRecord, ...]:
+        """The active patches that are to be taken off, each once."""
+        return tuple({old.id: old for _, old in self.superseded}.values())
+
+
+def plan_apply(store: OpenStore, names: Sequence[str], *, supersede: bool = False) -> ApplyPlan:
+    """What applying the patches that *names* mean would do. Reads only.
+
+    The patch files are read and checked: a damaged one is refused here, not when the model is next loaded. Of the
+    stack only those patches are looked at that bear on the new ones.
+
+    Args:
+        names: ids, prefixes of ids, or subjects.
+        supersede: active patches that are contradicted are to be replaced.
+
+    Raises:
+        PatchNotFoundError, AmbiguousIdError: a name means no patch, or several.
+        ConflictError: active already, or it contradicts an active one (and not *supersede*), or another of *names*.
+        BaseMismatchError: it belongs to another base than the stack.
+        PatchFileError, StoreError: its file is damaged or missing.
+    """
+    ledger = store.ledger
+    records = {record.id: record for record in map(ledger.resolve, names)}
+    new = tuple(records.values())
+    if not new:
+        raise ConflictError("No patch was named to apply.", next_step="Name one: `rompatch list` shows them.")
+    for patch_id in records:
+        store.blobs.get(patch_id)
+    check_among(new)
+    stack, name = _target(store, new[0])
+    if stack is None:
+        check_push(StackRecord(name, new[0].base_id, 0), (), new)
+        return ApplyPlan(None, name, new, (), tuple(sharing_keys((), new)))
+    rivals = ledger.rivals(stack, new)
+    pairs = contradictions(new, [rival for rival in rivals if rival.id not in records])
+    if pairs and not supersede:
+        check_push(stack, [], new)  # a patch of another base is told so first
+        raise refused(stack.name, pairs)
+    leaving = {old.id for _, old in pairs}
+    staying = [rival for rival in rivals if rival.id not in leaving]
+    check_push(stack, staying, new)
+    return ApplyPlan(stack, stack.name, new, pairs, tuple(sharing_keys(staying, new)))
+
+
+def carry_out(
+    store: OpenStore,
+    plan: ApplyPlan,
+    *,
+    message: str | None = None,
+    reason: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> RevisionRecord:
+    """Do what *plan* says, as one revision, if the stack is still as it was planned for. Writes.
+
+    Args:
+        details: recorded with the revision beside the superseded pairs.
+
+    Raises:
+        StaleStackError: the stack was changed, or another one came in force, since *plan* was made.
+        ConflictError, BaseMismatchError, PatchNotFoundError: a patch was removed meanwhile, or the like.
+    """
+    with store.ledger.transaction() as ledger:
+        found, name = _target(store, plan.new[0])
+        if (found, name) != (plan.stack, plan.stack_name):
+            raise StaleStackError(
+                f"Stack {plan.stack_name!r} was changed after the change was planned.",
+                expected="none yet" if plan.stack is None else f"{plan.stack_name}@r{plan.stack.revision}",
+                found=f"{name}@r{found.revision}" if found else f"{name}, to be made",
+                next_step="Look at it with `rompatch stack log`, then try again.",
+            )
+        stack = found or ledger.create_stack(name, plan.new[0].base_id, author=author())
+        ledger.set_active_stack(name)
+        about = dict(details or {})
+        if plan.superseded:
+            about["superseded"] = [{"new": new.id, "old": old.id} for new, old in plan.superseded]
+        return ledger.change(
+            stack,
+            add=[patch.id for patch in plan.new],
+            remove=[patch.id for patch in plan.removed],
+            action="supersede" if plan.superseded else "apply",
+            message=message,
+            reason=reason,
+            author=author(),
+            details=about,
+            expected_revision=stack.revision,
+        )
 
 
 def apply(
-    store: OpenStore, names: Sequence[str], *, message: str | None = None, reason: str | None = None
+    store: OpenStore,
+    names: Sequence[str],
+    *,
+    supersede: bool = False,
+    message: str | None = None,
+    reason: str | None = None,
+    source: str | None = None,
+    expires: str | None = None,
 ) -> RevisionRecord:
     """Put the patches that *names* mean onto the active stack, all or none, as one revision. Writes.
 
-    The patch files are read and checked first: a damaged one is refused here, not when the model is next loaded. A
-    note says which patches share a key with another.
+    Planned first and then carried out; where another program changes the stack in between it is planned again. A note
+    says which patches share a key with another.
+
+    Args:
+        names: ids, prefixes of ids, or subjects.
+        supersede: replace the active patches that they contradict.
+        message, reason: of the revision.
+        source: where the facts come from; kept with the patches.
+        expires: the day (``YYYY-MM-DD``) from which on the facts may no longer hold; kept with the patches.
 
     Raises:
         PatchNotFoundError, AmbiguousIdError: a name means no patch, or several.
         ConflictError: active already, or it contradicts an active one.
         BaseMismatchError: it belongs to another base than the stack.
         PatchFileError: its file is damaged.
+        RequestError: *expires* is no day.
     """
-    with store.ledger.transaction() as ledger:
-        records = [ledger.resolve(name) for name in names]
-        for record in records:
-            store.blobs.get(record.id)
-        stack = _stack_for(store, records[0])
-        new = {record.id: record for record in records}
-        members = ledger.members(stack)
-        revision = ledger.push(stack, list(new), message=message, reason=reason, author=author())
-    for one, other in sharing_keys(members, list(new.values())):
+    known = {"source": source, "expires_at": checked_expiry(expires)}
+    known = {name: value for name, value in known.items() if value is not None}
+    for attempt in range(ATTEMPTS):
+        plan = plan_apply(store, names, supersede=supersede)
+        details = {"noted": known} if known else None
+        try:
+            with store.ledger.transaction() as ledger:
+                if known:
+                    ledger.annotate_patches([patch.id for patch in plan.new], **known)
+                revision = carry_out(store, plan, message=message, reason=reason, details=details)
+            break
+        except StaleStackError:
+            if attempt == ATTEMPTS - 1:
+                raise
+    for one, other in plan.sharing:
         store.reporter.note(
             f"patches {one.label} and {other.label} are about one subject: at apply they share one key and get part of "
             "both values; verify both"
@@ -74,16 +209,24 @@ def remove(store: OpenStore, name: str) -> PatchRecord:
     return record
 
 
-def _stack_for(store: OpenStore, record: PatchRecord) -> StackRecord:
-    """The active stack; the first apply of a store makes one, on the base of its patch. An empty stack of another
-    base gives way to a new one, since nothing in it could contradict."""
+def _target(store: OpenStore, record: PatchRecord) -> tuple[StackRecord | None, str]:
+    """The stack that a patch goes to, None where it is still to be made, and its name.
+
+    The active stack. The first apply of a store makes one, on the base of its patch. An empty stack of another base
+    gives way to one on the patch's, since nothing in it could contradict.
+    """
     ledger = store.ledger
     stack = ledger.active_stack()
+    known = {existing.name: existing for existing in ledger.stacks()}
     if stack is None:
-        return ledger.create_stack(MAIN_STACK, record.base_id, author=author())
-    if stack.base_id != record.base_id and not ledger.members(stack):
+        if known:
+            raise ConflictError(
+                "No stack is active.",
+                found=f"stacks {', '.join(known)}",
+                next_step="Choose one: `rompatch stack use NAME`.",
+            )
+        return None, MAIN_STACK
+    if stack.base_id != record.base_id and not ledger.member_ids(stack):
         name = f"{MAIN_STACK}-{record.base_id[:8]}"
-        known = {existing.name for existing in ledger.stacks()}
-        fresh = ledger.stack(name) if name in known else ledger.create_stack(name, record.base_id, author=author())
-        return ledger.set_active_stack(fresh.name)
-    return stack
+        return known.get(name), name
+    return stack, stack.name

@@ -37,11 +37,11 @@ __all__ = ["BaseSpec", "Store", "open_store"]
 class Store(OpenStore):
     """An open store. Use it as a context manager."""
 
-    def apply(self, *names: str, message: str | None = None, reason: str | None = None) -> RevisionRecord:
-        """Put patches onto the stack; see :func:`rompatch.workflows.stacking.apply`."""
+    def apply(self, *names: str, **options: Any) -> RevisionRecord:
+        """Put patches onto the stack; options and errors as of :func:`rompatch.workflows.stacking.apply`."""
         from rompatch.workflows import stacking
 
-        return stacking.apply(self, names, message=message, reason=reason)
+        return stacking.apply(self, names, **options)
 
     def revert(self, *names: str, message: str | None = None, reason: str | None = None) -> RevisionRecord:
         """Take patches off the stack, all of them when none is named; see ``stacking.revert``."""

@@ -13,10 +13,13 @@ from rompatch.cli.options import (
     PATH,
     WORDS,
     command,
+    expires_option,
     json_option,
     message_option,
     model_options,
     option,
+    reason_option,
+    source_option,
     stacked,
 )
 from rompatch.cli.settings import Settings
@@ -114,6 +117,9 @@ method_options = stacked(
 @option("--dry-run", is_flag=True, help="Show the plan; compute nothing and write nothing.")
 @option("--again", is_flag=True, help="Compute even if a patch for the same request and settings exists.")
 @message_option
+@reason_option
+@source_option
+@expires_option
 @json_option
 @model_options
 @method_options

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rompatch.cli import render
-from rompatch.cli.options import WORDS, command, json_option, message_option, option, reason_option
+from rompatch.cli.options import (
+    WORDS,
+    command,
+    expires_option,
+    json_option,
+    message_option,
+    option,
+    reason_option,
+    source_option,
+)
 from rompatch.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,22 +24,31 @@ if TYPE_CHECKING:
     from rompatch.workflows.store import Store
 
 
-@command("apply", examples=('rompatch apply "Eiffel Tower"', 'rompatch apply 3f2a 91bc -m "after review"'))
+@command(
+    "apply",
+    examples=(
+        'rompatch apply "Eiffel Tower"',
+        'rompatch apply 3f2a 91bc -m "after review" --reason T-12',
+        "rompatch apply 3f2a --supersede --source https://example.org/news --expires 2027-01-31",
+    ),
+)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=WORDS)
+@option("--supersede", is_flag=True, help="Replace the active patches that they contradict, in the same revision.")
 @message_option
 @reason_option
+@source_option
+@expires_option
 @json_option
-def apply_command(
-    settings: Settings, names: tuple[str, ...], message: str | None, reason: str | None, as_json: bool
-) -> None:
+def apply_command(settings: Settings, names: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Put patches onto the active stack.
 
     NAME is an id, four or more digits of one, or a subject. All of them become active as one revision, or none. The
-    order does not matter: equal stacks give equal weights.
+    order does not matter: equal stacks give equal weights. A patch that gives the same subject and relation another
+    object than an active one is refused, unless it is to supersede that one.
     """
     with settings.open_store() as store:
-        revision = store.apply(*names, message=message, reason=reason)
-        _report(store, revision, "applied", revision.added, as_json)
+        revision = store.apply(*names, **options)
+        _report(store, revision, as_json)
 
 
 @command("revert", examples=('rompatch revert "Eiffel Tower"', 'rompatch revert --all --reason "back to the release"'))
@@ -58,20 +76,22 @@ def revert_command(
         )
     with settings.open_store() as store:
         revision = store.revert(*names, message=message, reason=reason)
-        _report(store, revision, "reverted", revision.removed, as_json)
+        _report(store, revision, as_json)
 
 
-def _report(store: Store, revision: RevisionRecord, verb: str, changed: tuple[str, ...], as_json: bool) -> None:
+def _report(store: Store, revision: RevisionRecord, as_json: bool) -> None:
     if as_json:
         render.emit_json(_json(revision))
         return
-    labels = {patch.id: patch.label for patch in store.patches()}
-    for patch_id in changed:
-        click.echo(f"{verb} {render.plain(labels.get(patch_id, patch_id))}")
+    labels = store.labels((*revision.removed, *revision.added))
+    taken_off = "superseded" if revision.action == "supersede" else "reverted"
+    for verb, changed in ((taken_off, revision.removed), ("applied", revision.added)):
+        for patch_id in changed:
+            click.echo(f"{verb} {render.plain(labels[patch_id])}")
     count = render.patches(len(revision.members))
     click.echo(f"stack {revision.stack!r} is at revision {revision.number} with {count}")
 
 
 def _json(revision: RevisionRecord) -> dict[str, Any]:
     lists = {name: list(getattr(revision, name)) for name in ("members", "added", "removed")}
-    return vars(revision) | lists
+    return vars(revision) | lists | {"details": dict(revision.details)}
