@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rompatch.workflows.browsing import Details, Page, Status
     from rompatch.workflows.checking import Checked
     from rompatch.workflows.creating import Created
+    from rompatch.workflows.exporting import Exported
     from rompatch.workflows.generating import Generated
     from rompatch.workflows.stack_report import StackVerified
     from rompatch.workflows.tuned import Tuned
@@ -85,6 +86,24 @@ class Store(OpenStore):
         from rompatch.workflows import baking
 
         return baking.bake(self, Path(out), names=names or None)
+
+    def export_peft(self, out: str | Path, **options: Any) -> Exported:
+        """Write the stack as a PEFT LoRA adapter; options as in :class:`rompatch.workflows.exporting.ExportOptions`."""
+        from rompatch.workflows import exporting
+
+        return exporting.export_peft(self, Path(out), exporting.ExportOptions(**options))
+
+    def export_gguf(self, out: str | Path, **options: Any) -> Exported:
+        """Write the stack as a LoRA adapter for llama.cpp; options as in ``ExportOptions``."""
+        from rompatch.workflows import exporting
+
+        return exporting.export_gguf(self, Path(out), exporting.ExportOptions(**options))
+
+    def export_delta(self, out: str | Path, **options: Any) -> Exported:
+        """Write the stack as plain low-rank factors; options as in ``ExportOptions``."""
+        from rompatch.workflows import exporting
+
+        return exporting.export_delta(self, Path(out), exporting.ExportOptions(**options))
 
     def use(self, model: str, dtype: str | None = None, module: str | None = None) -> BaseChange:
         """Choose the base of future patches; see :func:`rompatch.workflows.bases.use_base`."""

@@ -105,6 +105,14 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     check("rompatch bake", baked, baked | {"left_out": ["optimizer.pt"]})
 
 
+def test_exports(run: Run, made: str, place: Path) -> None:
+    run("apply", made)
+    peft = read(run("export", "peft", "lora", "--check", "--json"))
+    check("rompatch export peft", peft, read(run("export", "peft", "lora", "--force", "--json")))
+    check("rompatch export delta", read(run("export", "delta", "d.safetensors", "--check", "--json")))
+    check("rompatch export gguf", peft | read(run("export", "gguf", "a.gguf", "--check", "--json")), peft)
+
+
 def test_a_stack_that_was_checked(run: Run, made: str, place: Path) -> None:
     big_ben = ("create", "Big Ben", "located in", "Rome", *QUICK, "--json")
     other = read(run(*big_ben, "--seed", 1))["id"]

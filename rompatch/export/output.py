@@ -1,0 +1,115 @@
+"""Where an export goes: a new file or folder, whole or not at all, never inside the base."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rompatch.errors import OutputError
+from rompatch.folders import building, sync_folder
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def new_file(out: Path, *, inside: Path | None, force: bool = False) -> Iterator[Path]:
+    """A path beside *out* to write to; when the block ends well, the file there is on the disk and becomes *out*.
+
+    Args:
+        inside: the base's folder, in which nothing is written.
+        force: replace a file that exists.
+
+    Raises:
+        OutputError: *out* exists or lies inside the base, or it cannot be written; nothing of it is left.
+    """
+    _refuse(out, inside, exists=os.path.lexists(out) and not (force and out.is_file()))
+    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
+    with _explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            if os.path.lexists(out) and not force:
+                raise FileExistsError(str(out))
+            os.replace(temporary, out)
+            sync_folder(out.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_folder(
+    out: Path, *, inside: Path | None, force: bool = False, ours: Callable[[Path], bool] = lambda path: False
+) -> Iterator[Path]:
+    """A folder to fill that becomes *out* when the block ends well.
+
+    Args:
+        inside: the base's folder, in which nothing is written.
+        force: replace a folder that exists, if it is *ours*: nobody's other files are deleted.
+
+    Raises:
+        OutputError: as :func:`new_file`.
+    """
+    replace = force and out.is_dir() and not out.is_symlink() and ours(out)
+    _refuse(out, inside, exists=os.path.lexists(out) and not replace)
+    with _explained(out):
+        if not replace:
+            with building(out) as work:
+                yield work
+            return
+        # A folder that is not empty cannot be renamed over: the old one steps aside, and back if that was in vain.
+        fresh, old = (out.parent / f".{out.name}.{secrets.token_hex(4)}.{part}" for part in ("new", "old"))
+        try:
+            with building(fresh) as work:
+                yield work
+            os.rename(out, old)
+            try:
+                os.rename(fresh, out)
+            except BaseException:
+                os.rename(old, out)
+                raise
+            sync_folder(out.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _refuse(out: Path, inside: Path | None, *, exists: bool) -> None:
+    if inside is not None and inside.resolve() in (out.resolve(), *out.resolve().parents):
+        raise OutputError(
+            f"The output {out} lies inside the base {inside}, which is never written to.",
+            next_step="Name a place elsewhere.",
+        )
+    if exists:
+        raise _exists(out)
+
+
+def _exists(out: Path) -> OutputError:
+    return OutputError(
+        f"{out} exists already.",
+        expected="a name that is not taken",
+        next_step="Name another one; --force replaces an earlier export, and nothing else.",
+    )
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise _exists(out) from error
+    except OSError as error:
+        full = error.errno in _FULL
+        raise OutputError(
+            f"The export {out} could not be written, and nothing of it was left there.",
+            found=error.strerror or str(error),
+            next_step="Make room, or name a place on another disk." if full else "Check the path and its permissions.",
+        ) from error
