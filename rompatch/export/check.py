@@ -79,7 +79,7 @@ class ExportCheck:
 
 def largest_difference(session: Tensor, client: Answer) -> float:
     """max |p_session - p_client| over the tokens that the client named, and over the session's likeliest one."""
-    probabilities = session.tolist()
+    probabilities: list[float] = session.tolist()
     tokens = {*client, int(session.argmax())}
     return max(abs(probabilities[token] - client.get(token, 0.0)) for token in tokens)
 

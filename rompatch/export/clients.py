@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
@@ -19,8 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rompatch.errors import OutputError
-from rompatch.offload import input_device
 from rompatch.sites import is_transposed
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Answer = dict[int, float]
 """Token id to its probability as the next token."""
@@ -29,12 +32,11 @@ TOP = 200
 """How many of the likeliest tokens llama.cpp is asked for."""
 
 
-def next_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Probability of every token after each prompt, (vocab,), float32 on the processor."""
-    device = input_device(model)
+def next_tokens(model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Probability of every token after each prompt, (vocab,), float32; for a model on the processor."""
     with torch.inference_mode():
-        rows = [model(torch.tensor([list(ids)], device=device), use_cache=False).logits[0, -1] for ids in prompts]
-    return [row.float().softmax(-1).cpu() for row in rows]
+        rows = [model(torch.tensor([list(ids)]), use_cache=False).logits[0, -1] for ids in prompts]
+    return [row.float().softmax(-1) for row in rows]
 
 
 def installed(package: str) -> str | None:
@@ -66,7 +68,7 @@ def ask_delta(model: PreTrainedModel, path: Path, prompts: Sequence[Sequence[int
             delta = factors[f"{name}.left"].double() @ factors[f"{name}.right"].double()
             module = name.removesuffix(".weight")
             oriented = delta.T if is_transposed(model.get_submodule(module), module) else delta
-            parameters[name].data = (weight.double() + oriented.to(weight.device)).to(weight.dtype)
+            parameters[name].data = (weight.double() + oriented).to(weight.dtype)
         return [_whole(row) for row in next_tokens(model, prompts)]
     finally:
         for name, weight in before.items():

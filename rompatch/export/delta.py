@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save
+from torch import Tensor
 
 from rompatch.export.lowrank import SiteDelta
 from rompatch.export.output import new_file
@@ -28,7 +29,8 @@ def export_delta(
     Raises:
         OutputError: *out* exists or cannot be written; *dtype* is too narrow.
     """
-    tensors, written = {}, []
+    tensors: dict[str, Tensor] = {}
+    written = []
     for delta in deltas:
         left, right = delta.rounded(dtype)
         name = delta.ref.parameter

@@ -36,10 +36,12 @@ def check_with(
     client, reason, ask = _client(store, spec, report, gguf)
     dtypes = (report.dtype, base.dtype) if report.kind in ("peft", "delta") else ("gguf",)
     tolerance = max(TOLERANCES[dtype] for dtype in dtypes)
+    requests = [(patch, patch.header.request) for patch in patches if patch.header.request is not None]
+    if ask is not None and not requests:
+        ask, reason = None, "not run: adapters have no prompts to compare, and there is no other patch"
     if ask is None:
         return ExportCheck(client, False, reason, tolerance)
     store.reporter.note(f"comparing {client} with the session")
-    requests = [(patch, patch.header.request) for patch in patches]
     encoded = [
         encode_pair(base.tokenizer, request.prompt, request.target_new, patch.header.document_start)
         for patch, request in requests

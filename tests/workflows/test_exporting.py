@@ -13,7 +13,7 @@ from checkpoints import save_gguf
 from exports import put_patches, stack_of
 from heard import Heard
 from pico import save_pico
-from random_patches import random_patch
+from random_patches import random_adapter, random_patch
 
 from rompatch.errors import BaseMismatchError, ConflictError, GateError, OutputError, RequestError
 from rompatch.export import clients
@@ -249,3 +249,23 @@ def test_the_base_is_not_touched(store: Store, stack: list[str], saved_base: Pat
     for kind in KINDS:
         export(store, kind, check=kind != "gguf")
     assert tree(saved_base) == tree(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("kind", ["peft", "delta"])
+def test_adapters_are_exported_with_the_patches_beside_them(kind: str, store: Store, spec: BaseSpec) -> None:
+    base = store.base(spec)
+    put_patches(store, spec, [random_adapter(base, 1), random_patch(base, 2)])
+    exported = export(store, kind, check=True)
+    assert exported.checked is not None
+    assert exported.checked.passed
+    assert len(exported.checked.prompts) == 1
+    assert [site.rank for site in exported.report.sites] == [4]
+
+
+def test_adapters_alone_have_no_prompts_to_check(store: Store, spec: BaseSpec) -> None:
+    put_patches(store, spec, [random_adapter(store.base(spec), 1)])
+    exported = export(store, "peft", check=True)
+    assert exported.checked is not None
+    assert exported.checked.passed is None
+    assert "no prompts" in exported.checked.reason
+    exported.check_gate()
