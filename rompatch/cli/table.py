@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "verify": Entry("verify", "Score a patch before and after it is applied, or a whole stack.", USE, quick=False),
     "bench": Entry("bench", "Score a method on a whole data set, and compare runs.", USE, quick=False),
     "tune": Entry("tune", "Find the layer and hyper-parameters for a model; write a preset.", USE, quick=False),
+    "blame": Entry("blame", "Say which patches of the active stack change an answer.", USE, quick=False),
     "generate": Entry("generate", "Continue prompts with the edited model.", USE, quick=False),
     "bake": Entry("bake", "Write base + stack as a new checkpoint folder.", USE, quick=False),
     "export": Entry("export", "Write the stack as an adapter or a file that other programs load.", USE, quick=False),

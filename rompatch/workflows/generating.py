@@ -69,14 +69,14 @@ def generate(store: OpenStore, prompts: Sequence[str], options: GenerateOptions 
     options = replace(
         options,
         spec=options.spec or store.spec_for(records, options.model, options.dtype, options.module),
-        document_start=_document_start(records) if options.document_start is None else options.document_start,
+        document_start=document_start_of(records) if options.document_start is None else options.document_start,
     )
     edited = _continue(store, prompts, options, records)
     base = _continue(store, prompts, options, ()) if options.compare else [None] * len(prompts)
     return tuple(Generated(prompt, text, was) for prompt, text, was in zip(prompts, edited, base, strict=True))
 
 
-def _document_start(records: Sequence[PatchRecord]) -> bool:
+def document_start_of(records: Sequence[PatchRecord]) -> bool:
     """What all of *records* have; True where they differ or there are none."""
     return {record.header.document_start for record in records} != {False}
 

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from rompatch.workflows.baking import Baked
     from rompatch.workflows.bases import BaseChange
     from rompatch.workflows.benchmarking import Benched
+    from rompatch.workflows.blaming import Blame
     from rompatch.workflows.browsing import Details, Page, Status
     from rompatch.workflows.checking import Checked
     from rompatch.workflows.creating import Created
     from rompatch.workflows.exporting import Exported
+    from rompatch.workflows.forecasting import StackPlan
     from rompatch.workflows.generating import Generated
     from rompatch.workflows.stack_report import StackVerified
     from rompatch.workflows.tuned import Tuned
@@ -43,6 +45,31 @@ class Store(OpenStore):
         from rompatch.workflows import stacking
 
         return stacking.apply(self, names, **options)
+
+    def plan(self, *names: str, threshold: float | None = None) -> StackPlan:
+        """What applying those patches would do, told before anything changes; of the stack as it is without names.
+        Reads only. See :func:`rompatch.workflows.forecasting.plan`."""
+        from rompatch.workflows import forecasting
+
+        return forecasting.plan(self, names, threshold=threshold)
+
+    def gates(self) -> dict[str, float]:
+        """The gates that every apply has to pass, by name; fractions. Reads only."""
+        from rompatch.workflows import stack_gates
+
+        return stack_gates.configured(self)
+
+    def set_gates(self, **limits: float) -> dict[str, float]:
+        """Set some of them; see :func:`rompatch.workflows.stack_gates.set_gates`."""
+        from rompatch.workflows import stack_gates
+
+        return stack_gates.set_gates(self, limits)
+
+    def unset_gates(self, *names: str) -> dict[str, float]:
+        """Remove some of them; see :func:`rompatch.workflows.stack_gates.unset_gates`."""
+        from rompatch.workflows import stack_gates
+
+        return stack_gates.unset_gates(self, names)
 
     def revert(self, *names: str, message: str | None = None, reason: str | None = None) -> RevisionRecord:
         """Take patches off the stack, all of them when none is named; see ``stacking.revert``."""
@@ -74,6 +101,13 @@ class Store(OpenStore):
         from rompatch.workflows import verifying_stacks
 
         return verifying_stacks.verify_stack(self, verifying_stacks.StackVerifyOptions(**options))
+
+    def blame(self, prompt: str, **options: Any) -> Blame:
+        """Which patches of the stack in force change an answer; options as in
+        :class:`rompatch.workflows.blaming.BlameOptions`."""
+        from rompatch.workflows import blaming
+
+        return blaming.blame(self, prompt, blaming.BlameOptions(**options))
 
     def generate(self, *prompts: str, **options: Any) -> tuple[Generated, ...]:
         """Continue prompts; options as in :class:`rompatch.workflows.generating.GenerateOptions`."""

@@ -101,6 +101,7 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     check("rompatch show", read(run("show", made["id"], "--json")), read(run("show", adapter, "--json")))
     check("rompatch status", read(run("status", "--json")))
     check("rompatch generate", read(run("generate", "Rome", "--compare", "--max-new-tokens", 2, "--json")))
+    check("rompatch blame", read(run("blame", "The Eiffel Tower is in", "--target", "Rome", "--json")))
     baked = read(run("bake", "out", "--json"))
     check("rompatch bake", baked, baked | {"left_out": ["optimizer.pt"]})
 

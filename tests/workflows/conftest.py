@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from stores import heard, saved_base, spec, store
+from trained_stores import patches, toy
 
-__all__ = ["heard", "saved_base", "spec", "store"]
+__all__ = ["heard", "patches", "saved_base", "spec", "store", "toy"]
 
 
 @pytest.fixture(autouse=True)

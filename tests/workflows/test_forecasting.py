@@ -1,0 +1,206 @@
+"""apply --plan: told from files, changing nothing; and the gates that a store holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heard import Heard
+from tiny_patches import record, tiny_adapter, tiny_patch
+
+from rompatch.apply.solve import solve_stack
+from rompatch.edits import EditRequest
+from rompatch.errors import BaseMismatchError, ConflictError, GateError, PatchFileError, RequestError, StoreError
+from rompatch.patch import Patch
+from rompatch.store.records import ScoreRecord
+from rompatch.workflows.stack_gates import GATES, check_verified, enforce
+from rompatch.workflows.store import Store, open_store
+
+NORMS = {"norms": {"weight": 10.0}}
+
+
+@pytest.fixture
+def quiet(tmp_path: Path, heard: Heard) -> Iterator[Store]:
+    with open_store(tmp_path / ".rompatch", reporter=heard) as opened:
+        yield opened
+
+
+def about(subject: str, seed: int, target: str = "Rome", layer: int = 1) -> Patch:
+    request = EditRequest(subject, "{} is located in", target, "Paris", None)
+    return tiny_patch(subject, layers=(layer,), seed=seed, request=request)
+
+
+def added(store: Store, patch: Patch, **details: object) -> Patch:
+    store.blobs.put(patch)
+    record(store.ledger, patch, **details)
+    return patch
+
+
+@pytest.fixture
+def three(quiet: Store) -> list[Patch]:
+    """Two active patches and one that is not; the norm of their weight is known from one of them."""
+    made = [added(quiet, about(f"Tower {n}", 3 * n), **({"measurements": NORMS} if n == 1 else {})) for n in range(3)]
+    quiet.apply(made[0].id, made[1].id)
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "-" not in path.suffix}
+
+
+def test_a_plan_is_the_forecast_of_the_stack_that_would_be(quiet: Store, three: list[Patch]) -> None:
+    found = quiet.plan(three[2].id)
+    (site,) = found.sites
+    (update,) = solve_stack(three).values()
+    assert site.forecast.delta_norm == pytest.approx(np.linalg.norm(update.dense()))
+    assert site.forecast.relative_norm == pytest.approx(np.linalg.norm(update.dense()) / 10)
+    assert [one.id for one in site.patches] == sorted(patch.id for patch in three)
+    assert [one.id for one in found.adding] == [three[2].id]
+    assert found.stack.revision == 1
+
+
+def test_a_plan_changes_nothing(quiet: Store, three: list[Patch]) -> None:
+    quiet.ledger.session.reading()
+    before = files(quiet.root)
+    quiet.plan(three[2].id)
+    quiet.plan()
+    assert files(quiet.root) == before
+    assert quiet.stack().revision == 1  # type: ignore[union-attr]
+
+
+def test_a_plan_without_names_is_about_the_stack_as_it_is(quiet: Store, three: list[Patch]) -> None:
+    found = quiet.plan()
+    assert found.adding == ()
+    assert {one.id for one in found.members} == {three[0].id, three[1].id}
+    assert found.neighbours() == ()
+
+
+def test_neighbours_are_active_patches_that_new_ones_disturb(quiet: Store, three: list[Patch]) -> None:
+    found = quiet.plan(three[2].id, threshold=0.0)
+    (site,) = found.sites
+    names = [one.id for one in site.patches]
+    source = names.index(three[2].id)
+    harms = {name: site.forecast.harm[index, source] for index, name in enumerate(names) if index != source}
+    assert [one.id for one in found.neighbours()] == sorted(harms, key=lambda one: -harms[one])
+    assert quiet.plan(three[2].id, threshold=1e9).neighbours() == ()
+
+
+def test_what_apply_refuses_a_plan_refuses(quiet: Store, three: list[Patch]) -> None:
+    other = added(quiet, about("Tower 0", 50, target="Oslo"))
+    with pytest.raises(ConflictError, match="contradicts"):
+        quiet.plan(other.id)
+    with pytest.raises(ConflictError, match="already active"):
+        quiet.plan(three[0].id)
+    foreign = added(quiet, tiny_patch("Louvre", base="another", seed=9))
+    with pytest.raises(BaseMismatchError):
+        quiet.plan(foreign.id)
+    quiet.blobs.path(three[2].id).write_bytes(b"no patch")
+    with pytest.raises(PatchFileError):
+        quiet.plan(three[2].id)
+
+
+def test_the_first_plan_of_a_store_needs_no_stack(quiet: Store) -> None:
+    with pytest.raises(StoreError, match="no stack yet"):
+        quiet.plan()
+    patch = added(quiet, about("Tower", 1))
+    found = quiet.plan(patch.id)
+    assert (found.stack.revision, len(found.members)) == (0, 1)
+    assert found.sites[0].forecast.relative_norm is None
+    assert quiet.stack() is None
+
+
+def test_an_adapter_in_a_plan_speaks_json(quiet: Store, three: list[Patch]) -> None:
+    adapter = added(quiet, tiny_adapter())
+    data = quiet.plan(adapter.id).to_json()
+    for site in data["sites"]:
+        if adapter.id in site["patches"]:
+            assert site["residuals"][site["patches"].index(adapter.id)] is None
+
+
+def test_planning_loads_no_torch(quiet: Store, three: list[Patch]) -> None:
+    script = (
+        f"import sys, rompatch; s = rompatch.open_store({str(quiet.root)!r}); "
+        f"s.plan({three[2].id!r}).to_json(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
+# Gates
+
+
+def test_gates_are_kept_by_the_store(quiet: Store) -> None:
+    assert quiet.gates() == {}
+    assert quiet.set_gates(max_delta_norm=0.5, min_S=0.8) == {"max_delta_norm": 0.5, "min_S": 0.8}
+    assert quiet.set_gates(max_drift=0.02)["min_S"] == 0.8
+    with open_store(quiet.root) as again:
+        assert set(again.gates()) == {"max_delta_norm", "min_S", "max_drift"}
+        assert again.unset_gates("min_S", "max_drift") == {"max_delta_norm": 0.5}
+    assert quiet.gates() == {"max_delta_norm": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("min_S", 1.01), ("min_S", -0.1), ("max_drift", float("nan")), ("max_delta_norm", float("inf"))]
+)
+def test_limits_out_of_range_are_refused(quiet: Store, name: str, limit: float) -> None:
+    with pytest.raises(RequestError, match=name):
+        quiet.set_gates(**{name: limit})
+    assert quiet.gates() == {}
+
+
+def test_an_unknown_gate_is_refused_with_the_one_that_was_meant(quiet: Store) -> None:
+    with pytest.raises(RequestError, match="Did you mean 'min_S'"):
+        quiet.set_gates(min_s=0.5)
+    with pytest.raises(RequestError, match="no gate 'speed'"):
+        quiet.unset_gates("speed")
+
+
+def test_a_plan_says_which_gates_would_be_missed(quiet: Store, three: list[Patch]) -> None:
+    quiet.set_gates(max_delta_norm=0.0, max_interference=1e9, min_S=0.8)
+    found = quiet.plan(three[2].id)
+    assert [(result.gate, result.passed) for result in found.gates] == [
+        ("min_S", False),
+        ("max_delta_norm", False),
+        ("max_interference", True),
+    ]
+    assert "never verified" in found.missed_gates[0]
+    assert f"rompatch verify {three[2].short_id}" in found.missed_gates[0]
+
+
+def test_a_norm_that_nobody_measured_misses_the_gate(quiet: Store) -> None:
+    patch = added(quiet, about("Tower", 1))
+    quiet.set_gates(max_delta_norm=1e9)
+    assert "is not known" in quiet.plan(patch.id).missed_gates[0]
+
+
+def test_min_S_reads_the_latest_verification(quiet: Store, three: list[Patch]) -> None:
+    patch = quiet.resolve(three[2].id)
+    for s in (0.9, 0.7):
+        quiet.ledger.record_verification(
+            "suite", source="file", patch_id=patch.id, scores=[ScoreRecord("post", "s", s, 3)]
+        )
+    (result,) = check_verified(quiet, [patch], {"min_S": 0.8})
+    assert (result.value, result.passed) == (0.7, False)
+    assert check_verified(quiet, [patch], {"min_S": 0.7})[0].passed
+    assert check_verified(quiet, [patch], {}) == ()
+
+
+def test_overriding_needs_a_reason_and_leaves_a_record(quiet: Store, three: list[Patch]) -> None:
+    quiet.set_gates(max_delta_norm=0.0, min_S=0.8)
+    found = quiet.plan(three[2].id)
+    with pytest.raises(GateError, match="forbid") as caught:
+        enforce(found.gates, found.members)
+    assert "--override min_S --override max_delta_norm" in str(caught.value)
+    with pytest.raises(GateError):
+        enforce(found.gates, found.members, override=["min_S"], reason="urgent")
+    with pytest.raises(RequestError, match="with a reason"):
+        enforce(found.gates, found.members, override=list(GATES), reason=" ")
+    with pytest.raises(RequestError, match="no gate"):
+        enforce((), found.members, override=["speed"], reason="x")
+    details = enforce(found.gates, found.members, override=["min_S", "max_delta_norm"], reason="urgent")
+    assert [one["gate"] for one in details["overridden"]] == ["min_S", "max_delta_norm"]
+    assert enforce((), found.members) == {}
