@@ -35,6 +35,7 @@ from rompatch.apply.gram import (
     most_dependent,
     similarities,
 )
+from rompatch.apply.rows import edited_rows, row_blocks
 from rompatch.errors import ComputeError
 from rompatch.patch import Factors, LowRankFactors, Patch, SiteFactors
 
@@ -46,8 +47,6 @@ JOINT_RIDGE = 0.03
 
 SAME_KEY = 0.98
 """Cosine of two keys in the metric of C^-1 from which they count as one key: two facts about one subject."""
-
-_ROWS_PER_BLOCK = 512
 
 ILL_CONDITIONED = 1e8
 """Condition number of G from which a stack without ridge is refused. Keys are stored in float32: beyond the inverse of
@@ -244,10 +243,11 @@ def materialise(weight: Tensor, update: SiteUpdate | None, *, transposed: bool) 
         return weight
     import torch
 
-    left, right = torch.from_numpy(update.left), torch.from_numpy(update.right)
-    first, second = (right.T, left.T) if transposed else (left, right)
+    dtype = str(weight.dtype).removeprefix("torch.")
     edited = torch.empty_like(weight)
-    for start in range(0, len(weight), _ROWS_PER_BLOCK):
-        rows = slice(start, start + _ROWS_PER_BLOCK)
-        edited[rows] = (weight[rows].double().cpu() + first[rows] @ second).to(weight.dtype)
+    for rows in row_blocks(*weight.shape):
+        block = weight[rows].detach().cpu().contiguous()
+        raw = block.view(torch.uint16).numpy() if dtype == "bfloat16" else block.numpy()
+        made = torch.from_numpy(edited_rows(raw, dtype, update, rows, transposed=transposed))
+        edited[rows] = made.view(weight.dtype)
     return edited
