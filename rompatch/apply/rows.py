@@ -7,15 +7,29 @@ weight whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from rompatch.apply.floats import Raw, decode, encode
 
-if TYPE_CHECKING:
-    from rompatch.apply.solve import Matrix, SiteUpdate
-
 _BLOCK_NUMBERS = 1 << 21
 """Numbers of a weight that are worked on at a time: 16 MiB of float64."""
+
+
+class LowRank(Protocol):
+    """Delta as ``left`` (d_out, m) @ ``right`` (m, d_in), float64."""
+
+    @property
+    def left(self) -> npt.NDArray[np.float64]:
+        """(d_out, m)."""
+        ...
+
+    @property
+    def right(self) -> npt.NDArray[np.float64]:
+        """(m, d_in)."""
+        ...
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -24,7 +38,7 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def exact_rows(raw: Raw, dtype: str, update: SiteUpdate, rows: slice, *, transposed: bool) -> Matrix:
+def exact_rows(raw: Raw, dtype: str, update: LowRank, rows: slice, *, transposed: bool) -> npt.NDArray[np.float64]:
     """Rows of W + Delta_S in float64.
 
     Args:
@@ -37,6 +51,6 @@ def exact_rows(raw: Raw, dtype: str, update: SiteUpdate, rows: slice, *, transpo
     return total
 
 
-def edited_rows(raw: Raw, dtype: str, update: SiteUpdate, rows: slice, *, transposed: bool) -> Raw:
+def edited_rows(raw: Raw, dtype: str, update: LowRank, rows: slice, *, transposed: bool) -> Raw:
     """The same in the weight's own dtype."""
     return encode(exact_rows(raw, dtype, update, rows, transposed=transposed), dtype)
