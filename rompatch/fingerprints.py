@@ -6,7 +6,6 @@ Names are never enough: an edited model, a new revision of a repository and a re
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from rompatch.architectures import Architecture
 from rompatch.offload import parameter_of
 from rompatch.patch import canonical_json
 from rompatch.sites import tensor_sha256
+from rompatch.tokenizer_hash import pipeline_hash, value_hash
 
 VOLATILE = frozenset(
     {
@@ -52,12 +52,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        pipeline: Any = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    else:
-        pipeline = {
-            key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")
-        }
-    return _sha256(canonical_json({"pipeline": pipeline, "special": special}))
+        return value_hash({"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}, special)
+    return pipeline_hash(backend.to_str(), special)
 
 
 def input_parameters(model: PreTrainedModel, architecture: Architecture, layer: int) -> list[str]:

@@ -1,6 +1,7 @@
 """GGUF bases: dequantised once into a Hugging Face folder in the user's cache, then only that folder is read.
 
 Equations, fingerprints and baked checkpoints need plain float tensors; unpacking at every load would cost seconds.
+torch and transformers are loaded for the unpacking alone.
 """
 
 from __future__ import annotations
@@ -10,15 +11,9 @@ import json
 from contextlib import redirect_stderr
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
 from rompatch.default_model import CACHE_VARIABLE, Progress, cache_root, file_sha256
 from rompatch.errors import ModelError
-from rompatch.fingerprints import tokenizer_hash
 from rompatch.folders import building
-from rompatch.quiet import quiet_transformers
 
 CONVERTER = 1
 """Counted up whenever the folder written for the same GGUF file would differ."""
@@ -39,6 +34,8 @@ def dequantised_folder(path: Path, on_progress: Progress | None = None) -> Path:
     Raises:
         ModelError: the file is damaged, its architecture is unknown to transformers, or the cache cannot be written.
     """
+    from safetensors import SafetensorError
+
     note = on_progress or (lambda text: None)
     digest = file_sha256(path)
     folder = cached_folder(digest)
@@ -64,6 +61,12 @@ def dequantised_folder(path: Path, on_progress: Progress | None = None) -> Path:
 
 
 def _convert(path: Path, work: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from rompatch.fingerprints import tokenizer_hash
+    from rompatch.quiet import quiet_transformers
+
     # The unpacking has a progress bar of its own that no setting turns off.
     with quiet_transformers(), redirect_stderr(io.StringIO()):
         try:

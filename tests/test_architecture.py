@@ -38,6 +38,8 @@ RANKS = {
     "fingerprints": 2,
     "hub": 2,
     "quiet": 2,
+    "locate": 2,
+    "tokenizer_hash": 2,
     "gguf_cache": 2,
     "compute": 3,
     "apply": 3,
@@ -59,10 +61,11 @@ NEIGHBOURS = {
     "recording": {"hooks"},
     "loading": {"offload", "placement", "quiet", "sites"},
     "models": {
-        *{"default_model", "fingerprints", "gguf_cache", "hub"},
-        *{"loading", "offload", "placement", "sites", "tokens"},
+        *{"default_model", "fingerprints", "loading", "locate"},
+        *{"offload", "placement", "sites", "tokens"},
     },
-    "fingerprints": {"offload", "sites"},
+    "locate": {"default_model", "gguf_cache", "hub"},
+    "fingerprints": {"offload", "sites", "tokenizer_hash"},
     "gguf_cache": {"default_model", "fingerprints", "quiet"},
     "hub": {"default_model"},
     "workflows": {"bench"},
@@ -139,7 +142,13 @@ def test_no_import_cycles_between_modules() -> None:
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
 
 
-@pytest.mark.parametrize("module", ["rompatch", "rompatch.cli", "rompatch.store.ledger", "rompatch.patchfile"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("rompatch", "rompatch.cli", "rompatch.store.ledger", "rompatch.patchfile"),
+        *("rompatch.apply.bake", "rompatch.apply.manifest", "rompatch.apply.explaining", "rompatch.locate"),
+    ],
+)
 def test_quick_modules_load_nothing_heavy(module: str) -> None:
     script = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -1,87 +1,83 @@
 """Where each tensor of a checkpoint folder is: which file, from which byte to which, of what dtype and shape.
 
-Only the headers of the safetensors files are read (8 bytes of length, little-endian, then that much JSON), so looking
-into a folder of any size takes milliseconds and no memory.
+Only the headers of safetensors files are read (8 bytes of length, little-endian, then that much JSON), so looking into
+a folder of any size takes milliseconds and no memory. Pickled weights are mapped (:mod:`rompatch.apply.pickled`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rompatch.errors import ModelError, OutputError, SiteError
+from rompatch.apply import pickled
+from rompatch.apply.stored import DTYPES, StoredTensor, damaged
+from rompatch.errors import ModelError, SiteError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000
 """Bytes; the limit that safetensors itself sets."""
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors' names of the dtypes that a base can have."""
+_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
+_BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """One tensor in a file: ``size`` bytes from byte ``start`` of *shard*, row-major, little-endian."""
+class Layout:
+    """The files that make up a checkpoint.
 
-    name: str
-    shard: str
-    start: int
-    size: int
-    dtype: str
-    shape: tuple[int, ...]
+    Args:
+        shards: each file with the tensors it holds (None: all that are in it).
+        index: the file that says so, if there is one.
+        pickled: whether they are ``pytorch_model.bin`` files.
+    """
 
-    def sha256(self, folder: Path) -> str:
-        """sha256 of its bytes in *folder*."""
-        digest = hashlib.sha256()
-        with (folder / self.shard).open("rb") as file:
-            file.seek(self.start)
-            left = self.size
-            while left and (piece := file.read(min(left, 1 << 20))):
-                digest.update(piece)
-                left -= len(piece)
-        return digest.hexdigest()
+    shards: Mapping[str, frozenset[str] | None]
+    index: str | None
+    pickled: bool = False
+
+    @property
+    def files(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset(self.shards) | ({self.index} if self.index is not None else set())
 
 
-def shard_names(folder: Path) -> dict[str, frozenset[str] | None]:
-    """The safetensors files that make up the checkpoint, each with the tensors it holds (None: all that are in it).
+def find_layout(folder: Path) -> Layout:
+    """What the checkpoint in *folder* consists of; where several forms are there, the one that transformers takes.
 
     Raises:
-        OutputError: the weights are only there in a pickled form.
         ModelError: there are no weights, or the index is damaged or names a file that is missing.
     """
-    if (folder / SINGLE).is_file():  # comes first in transformers too
-        return {SINGLE: None}
-    if (folder / INDEX).is_file():
-        return _from_index(folder)
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled:
-        raise OutputError(
-            f"The weights in {folder} are pickled, and a checkpoint is baked byte by byte.",
-            expected=SINGLE,
-            found=", ".join(pickled[:3]),
-            next_step="Convert it to safetensors first: load it with transformers and call save_pretrained(FOLDER).",
-        )
-    raise ModelError(f"The folder {folder} holds no weights.", expected=f"{SINGLE} or {INDEX}", found="neither")
+    for single, index, is_pickled in ((SINGLE, INDEX, False), (pickled.SINGLE, pickled.INDEX, True)):
+        if (folder / single).is_file():
+            return Layout({single: None}, None, is_pickled)
+        if (folder / index).is_file():
+            return Layout(_from_index(folder, index), index, is_pickled)
+    raise ModelError(
+        f"The folder {folder} holds no weights.",
+        expected=f"{SINGLE}, {INDEX}, {pickled.SINGLE} or {pickled.INDEX}",
+        found="none of them",
+        next_step="Name the folder that the checkpoint's config.json is in.",
+    )
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint in *folder* by its name there.
 
     Raises:
-        ModelError: a file is missing, truncated or damaged.
-        OutputError: the weights are only there in a pickled form.
+        ModelError: a file is missing, truncated or damaged, or holds other tensors than the index says.
     """
+    layout = find_layout(folder)
     found: dict[str, StoredTensor] = {}
-    for shard, names in shard_names(folder).items():
-        tensors = _read_header(folder, shard)
+    for shard, names in layout.shards.items():
+        tensors = pickled.read_file(folder, shard) if layout.pickled else _read_header(folder, shard)
         if names is not None and not names <= tensors.keys():
             lost = sorted(names - tensors.keys())
-            raise _damaged(folder / shard, f"{INDEX} says that {lost[0]} is in it, and it is not")
+            raise damaged(folder / shard, f"{layout.index} says that {lost[0]} is in it, and it is not")
         found.update({name: tensor for name, tensor in tensors.items() if names is None or name in names})
     return found
 
@@ -118,20 +114,20 @@ def match_name(parameter: str, names: Iterable[str]) -> str:
     )
 
 
-def _from_index(folder: Path) -> dict[str, frozenset[str] | None]:
+def _from_index(folder: Path, index: str) -> dict[str, frozenset[str] | None]:
     try:
-        weight_map = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        weight_map = json.loads((folder / index).read_bytes())["weight_map"]
         shards = {
             str(shard): frozenset(str(name) for name in weight_map if weight_map[name] == shard)
             for shard in sorted(set(weight_map.values()))
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(folder / INDEX, f"{type(error).__name__}: {error}") from error
+        raise damaged(folder / index, f"{type(error).__name__}: {error}") from error
     for shard in shards:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise ModelError(
                 f"The checkpoint {folder} is incomplete.",
-                expected=f"the file {shard}, which {INDEX} names",
+                expected=f"the file {shard}, which {index} names",
                 found="no such file beside it",
                 next_step="Fetch or save the checkpoint again.",
             )
@@ -144,17 +140,20 @@ def _read_header(folder: Path, shard: str) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, total - 8):
-            raise _damaged(path, f"a header of {length} bytes in a file of {total}")
+            raise damaged(path, f"a header of {length} bytes in a file of {total}")
         raw = file.read(length)
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         tensors = {name: _place(name, shard, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    for tensor in tensors.values():
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    for name, tensor in tensors.items():
         if tensor.start < 8 + length or tensor.size < 0 or tensor.start + tensor.size > total:
-            raise _damaged(path, f"{tensor.name} reaches outside the file of {total} bytes")
+            raise damaged(path, f"{name} reaches outside the file of {total} bytes")
+        bits = _BITS.get(header[name]["dtype"])
+        if bits is not None and 8 * tensor.size != bits * math.prod(tensor.shape):
+            raise damaged(path, f"{name} has {tensor.size} bytes, which its dtype and shape do not need")
     return tensors
 
 
@@ -163,12 +162,3 @@ def _place(name: str, shard: str, entry: Mapping[str, Any], data_start: int) -> 
     dtype = str(entry["dtype"])
     shape = tuple(int(size) for size in entry["shape"])
     return StoredTensor(name, shard, data_start + begin, end - begin, DTYPES.get(dtype, dtype), shape)
-
-
-def _damaged(path: Path, found: str) -> ModelError:
-    return ModelError(
-        f"The file {path} is damaged.",
-        expected="a whole safetensors checkpoint",
-        found=found,
-        next_step="Fetch or save the checkpoint again.",
-    )

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "generate": Entry("generate", "Continue prompts with the edited model.", USE, quick=False),
     "bake": Entry("bake", "Write base + stack as a new checkpoint folder.", USE, quick=False),
     "export": Entry("export", "Write the stack as an adapter or a file that other programs load.", USE, quick=False),
+    "audit": Entry("audit", "Say which patches are inside a checkpoint.", USE, quick=False),
     "use": Entry("use", "Choose the base model that new patches are made for.", MORE),
     "stats": Entry("stats", "Build, list and remove key statistics.", MORE, quick=False),
     "fsck": Entry("fsck", "Check that ledger and patch files are whole and agree.", MORE),

@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rompatch import __version__
 from rompatch.errors import BaseMismatchError, ConflictError
-from rompatch.patch import SHORT_ID, BaseRef, Patch
+from rompatch.patch import SHORT_ID, Patch
 from rompatch.store.records import PatchRecord
-from rompatch.versions import library_versions
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rompatch.apply.bake import BakeReport
-
-_METRICS = ("s", "es", "ps", "ns")
+    from rompatch.apply.bake import BakeReport, Edit
+    from rompatch.apply.rounding import Rounding
 
 
 @dataclass(frozen=True)
@@ -29,23 +24,43 @@ class Baked:
     report: BakeReport
     patches: tuple[PatchRecord, ...]
 
+    @property
+    def swallowed(self) -> tuple[Rounding, ...]:
+        """Patches of which the cast to the checkpoint's dtype left too little."""
+        return tuple(one for tensor in self.report.rewritten for one in tensor.rounding if one.swallowed)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object (documented in docs/json.md)."""
+        from rompatch.apply.manifest import rewritten_json
+
+        report = self.report
         return {
-            "folder": str(self.report.folder),
-            "files": self.report.files,
-            "size": self.report.size,
-            "rewritten": [vars(tensor) for tensor in self.report.rewritten],
-            "left_out": list(self.report.left_out),
+            "folder": str(report.folder),
+            "files": report.files,
+            "size": report.size,
+            "linked": report.linked,
+            "verified": report.verified,
+            "rewritten": [rewritten_json(tensor) for tensor in report.rewritten],
+            "swallowed": [one.patch_id for one in self.swallowed],
+            "left_out": list(report.left_out),
             "patches": [record.id for record in self.patches],
         }
 
 
-def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spec: BaseSpec | None = None) -> Baked:
+def bake(
+    store: OpenStore,
+    out: Path,
+    *,
+    names: Sequence[str] | None = None,
+    spec: BaseSpec | None = None,
+    hard_link: bool = False,
+    verify_all: bool = False,
+) -> Baked:
     """Write base + stack (or the patches that *names* mean) to the new folder *out*; bit for bit what a session has.
 
     Args:
         spec: the base, where it is not the patches' own.
+        hard_link, verify_all: as in :class:`rompatch.apply.bake.BakeOptions`.
 
     Raises:
         ConflictError: the stack is empty.
@@ -53,9 +68,11 @@ def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spe
         BaseMismatchError: a tensor, its dtype or the tokenizer in the base's folder is not the one that a patch was
             computed for.
     """
-    from rompatch.apply.bake import bake_folder
+    from rompatch.apply.bake import CARD, MANIFEST, BakeOptions, Written, bake_folder
+    from rompatch.apply.manifest import manifest_text
     from rompatch.apply.solve import JOINT_RIDGE
-    from rompatch.models import locate
+    from rompatch.locate import locate
+    from rompatch.workflows.model_card import counted, model_card
 
     named = () if names is None else (store.resolve(name) for name in names)
     records = store.active() if names is None else tuple({record.id: record for record in named}.values())
@@ -65,87 +82,54 @@ def bake(store: OpenStore, out: Path, *, names: Sequence[str] | None = None, spe
     source, folder = locate((spec or store.spec_for(records)).model, store.reporter.note)
     _check_tokenizer(folder, patches)
     _check_dtype(folder, patches)
-    store.reporter.note(f"baking {_count(records)} into a copy of {source}")
-    report = bake_folder(
-        folder,
-        out,
-        edited_tensors(folder, patches),
-        card=model_card(store, source, patches[0].header.base, records),
-        manifest=manifest(source, patches, JOINT_RIDGE),
-        expected_sha256={site.parameter: site.sha256 for patch in patches for site in patch.header.sites},
-    )
-    return Baked(report, tuple(records))
+
+    def documents(written: Written) -> dict[str, str]:
+        return {
+            CARD: model_card(store, source, folder, patches[0].header.base, records, written),
+            MANIFEST: manifest_text(source, patches, JOINT_RIDGE, written),
+        }
+
+    store.reporter.note(f"baking {counted(records)} into a copy of {source}")
+    options = BakeOptions(hard_link=hard_link, verify_all=verify_all)
+    report = bake_folder(folder, out, edits_of(patches), documents, options, store.reporter.step)
+    baked = Baked(report, tuple(records))
+    _warn(store, baked)
+    return baked
 
 
-def edited_tensors(folder: Path, patches: Sequence[Patch]) -> dict[str, Tensor]:
-    """Parameter name to the edited tensor, from the checkpoint in *folder*; only the touched tensors are read."""
-    from safetensors import safe_open
-
-    from rompatch.apply.checkpoint import match_name, stored_tensors
-    from rompatch.apply.solve import materialise, solve_stack
+def edits_of(patches: Sequence[Patch]) -> list[Edit]:
+    """What the joint solution of *patches* does to each site, and the keys to judge it by."""
+    from rompatch.apply.bake import Edit
+    from rompatch.apply.rounding import Probe
+    from rompatch.apply.solve import canonical, solve_stack
 
     sites = {site.parameter: site for patch in patches for site in patch.header.sites}
-    stored = stored_tensors(folder)
-    edited = {}
-    for parameter, update in solve_stack(patches).items():
-        place = stored[match_name(parameter, stored)]
-        with safe_open(folder / place.shard, framework="pt") as handle:
-            tensor = handle.get_tensor(place.name)
-        edited[parameter] = materialise(tensor, update, transposed=sites[parameter].transposed)
-    return edited
-
-
-def manifest(source: str, patches: Sequence[Patch], ridge: float) -> dict[str, Any]:
-    """What makes a bake reproducible: base, patches in full (headers), tensor hashes, lambda, versions."""
-    return {
-        "rompatch_manifest": 1,
-        "base": {"source": source, **vars(patches[0].header.base)},
-        "joint_ridge": ridge,
-        "patches": [{"id": patch.id, **patch.header.to_json()} for patch in sorted(patches, key=lambda p: p.id)],
-        "base_tensors": {site.parameter: site.sha256 for patch in patches for site in patch.header.sites},
-        "versions": library_versions(),
-    }
-
-
-def model_card(store: OpenStore, source: str, base: BaseRef, records: Sequence[PatchRecord]) -> str:
-    """README.md of a baked checkpoint: which facts were changed, with their newest scores."""
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [rompatch, model-editing]",
-        "---",
-        "",
-        f"# {source}, edited",
-        "",
-        (
-            f"This checkpoint is `{source}` ({base.model_type}, {base.dtype}) with {_count(records)}, "
-            f"made by rompatch {__version__}. Every other tensor is the base's own, byte for byte."
-        ),
-        "",
-        "| patch | prompt | true object | new object | S | ES | PS | NS |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    probes: dict[str, list[Probe]] = {}
+    for patch in canonical(patches):
+        for site, factors in zip(patch.header.sites, patch.factors, strict=True):
+            probes.setdefault(site.parameter, []).append(Probe.of(patch.id, factors))
+    return [
+        Edit(sites[parameter], update, tuple(probes[parameter])) for parameter, update in solve_stack(patches).items()
     ]
-    lines += [_card_row(store, record) for record in records]
-    lines += ["", "`rompatch_manifest.json` holds the patches' headers and the hashes that make this reproducible.", ""]
-    return "\n".join(lines)
 
 
-def _count(records: Sequence[PatchRecord]) -> str:
-    return f"{len(records)} patch{'es' if len(records) != 1 else ''}"
-
-
-def _card_row(store: OpenStore, record: PatchRecord) -> str:
-    runs = store.ledger.verifications(record.id, limit=1)
-    scores = [runs[0].score(metric) if runs else None for metric in _METRICS]
-    cells = [
-        f"`{record.id[:SHORT_ID]}`",
-        *record.fact_cells,
-        *("not measured" if score is None else f"{100 * score:.1f}" for score in scores),
-    ]
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+def _warn(store: OpenStore, baked: Baked) -> None:
+    labels = {record.id: record.label for record in baked.patches}
+    for tensor in baked.report.rewritten:
+        for one in tensor.rounding:
+            if one.swallowed:
+                store.reporter.note(
+                    f"rounding to {tensor.dtype} left {100 * one.kept:.0f} % of patch {labels[one.patch_id]} in "
+                    f"{tensor.parameter}, with an error of {100 * one.error:.0f} %; bake from a float32 base to keep it"
+                )
 
 
 def _check_tokenizer(folder: Path, patches: Sequence[Patch]) -> None:
+    from rompatch.tokenizer_hash import quick_hash
+
+    wanted = {patch.header.base.tokenizer_hash for patch in patches}
+    if wanted == {quick_hash(folder)}:  # the common case, without loading transformers
+        return
     from transformers import AutoTokenizer
 
     from rompatch.fingerprints import tokenizer_hash

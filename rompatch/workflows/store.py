@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rompatch.bench.tables import Change, Line
     from rompatch.bench.tasks import Benchmark
     from rompatch.compute.statistics_files import StatisticsFile
+    from rompatch.workflows.audited import Audited
     from rompatch.workflows.baking import Baked
     from rompatch.workflows.bases import BaseChange
     from rompatch.workflows.benchmarking import Benched
@@ -115,11 +116,18 @@ class Store(OpenStore):
 
         return generating.generate(self, prompts, generating.GenerateOptions(**options))
 
-    def bake(self, out: str | Path, *names: str) -> Baked:
-        """Write base + stack (or the patches named) as a new checkpoint folder; see ``baking.bake``."""
+    def bake(self, out: str | Path, *names: str, **options: Any) -> Baked:
+        """Write base + stack (or the patches named) as a new checkpoint folder; options as in
+        :func:`rompatch.workflows.baking.bake`."""
         from rompatch.workflows import baking
 
-        return baking.bake(self, Path(out), names=names or None)
+        return baking.bake(self, Path(out), names=names or None, **options)
+
+    def audit(self, folder: str | Path, *, spec: BaseSpec | None = None) -> Audited:
+        """Say which patches are inside a checkpoint, and what else; see :func:`rompatch.workflows.auditing.audit`."""
+        from rompatch.workflows import auditing
+
+        return auditing.audit(self, Path(folder), spec=spec)
 
     def export_peft(self, out: str | Path, **options: Any) -> Exported:
         """Write the stack as a PEFT LoRA adapter; options as in :class:`rompatch.workflows.exporting.ExportOptions`."""

@@ -11,6 +11,7 @@ from typing import Any
 from calling import CHECKOUT, QUICK, TOWER, Run, put, read
 from tiny_patches import tiny_adapter, tiny_patch
 
+from rompatch.apply.checkpoint import stored_tensors
 from rompatch.cli.reference import all_commands
 
 PAGE = (CHECKOUT / "docs" / "json.md").read_text(encoding="utf-8")
@@ -103,7 +104,15 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     check("rompatch generate", read(run("generate", "Rome", "--compare", "--max-new-tokens", 2, "--json")))
     check("rompatch blame", read(run("blame", "The Eiffel Tower is in", "--target", "Rome", "--json")))
     baked = read(run("bake", "out", "--json"))
-    check("rompatch bake", baked, baked | {"left_out": ["optimizer.pt"]})
+    check("rompatch bake", baked, baked | {"left_out": ["optimizer.pt"], "swallowed": [made["id"]]})
+    audited = read(run("audit", "out", "--json"))
+    assert audited["is_clean"]
+    name = audited["tensors"][0]["name"]
+    with (place / "out" / "model.safetensors").open("r+b") as file:
+        tensor = stored_tensors(place / "out")[name]
+        file.seek(tensor.start)
+        file.write(bytes(tensor.size // 2))
+    check("rompatch audit", audited, read(run("audit", "out", "--json", code=3)))
 
 
 def test_exports(run: Run, made: str, place: Path) -> None:

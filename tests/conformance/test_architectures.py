@@ -27,7 +27,7 @@ from rompatch.models import Base
 from rompatch.patch import Patch
 from rompatch.sites import layer_modules, tensor_sha256
 from rompatch.tokens import pad_id
-from rompatch.workflows.baking import edited_tensors
+from rompatch.workflows.baking import edits_of
 
 LAYER = 1
 CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains leave from Berlin. {}")
@@ -187,14 +187,6 @@ def test_revert_is_exact_and_bake_equals_the_session(
     assert {name: tensor_sha256(tensor) for name, tensor in base.model.state_dict().items()} == original
     parameter = patches[0].header.sites[0].parameter
     assert [name for name in original if original[name] != edited[name]] == [parameter]
-    hashes = {site.parameter: site.sha256 for site in patches[0].header.sites}
-    bake_folder(
-        folder,
-        tmp_path / "edited",
-        edited_tensors(folder, patches),
-        card="",
-        manifest={},
-        expected_sha256=hashes,
-    )
+    bake_folder(folder, tmp_path / "edited", edits_of(patches), lambda _written: {})
     baked = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
     assert {name: tensor_sha256(tensor) for name, tensor in baked.state_dict().items()} == edited

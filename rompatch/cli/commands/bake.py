@@ -21,6 +21,12 @@ from rompatch.cli.settings import Settings
     metavar="NAME",
     help="Only this patch instead of the active stack; may be given several times.",
 )
+@option(
+    "--hard-link", is_flag=True, help="Link untouched files instead of copying them: the base must then stay as it is."
+)
+@option(
+    "--verify-all", is_flag=True, help="Read everything back from the disk and compare it; list every tensor's hash."
+)
 @json_option
 @option(
     "--model",
@@ -29,16 +35,25 @@ from rompatch.cli.settings import Settings
     group=MODEL,
     help="The base: a folder, a .gguf file, an alias or a hub id. Default: the patches' own.",
 )
-def bake_command(settings: Settings, out: Path, patches: tuple[str, ...], as_json: bool, model: str | None) -> None:
+def bake_command(
+    settings: Settings,
+    out: Path,
+    patches: tuple[str, ...],
+    hard_link: bool,
+    verify_all: bool,
+    as_json: bool,
+    model: str | None,
+) -> None:
     """Write base + stack as a new checkpoint folder.
 
     Plain transformers loads OUT. Configuration, tokenizer and every untouched tensor are the base's own; the model
-    card names the patches. A folder that exists is not overwritten.
+    card names the patches. The model is never loaded. A folder that exists is not overwritten.
     """
     from rompatch.workflows.baking import bake
 
     with settings.open_store() as store:
-        baked = bake(store, out, names=patches or None, spec=None if model is None else store.base_spec(model))
+        spec = None if model is None else store.base_spec(model)
+        baked = bake(store, out, names=patches or None, spec=spec, hard_link=hard_link, verify_all=verify_all)
     if as_json:
         render.emit_json(baked.to_json())
         return
