@@ -13,7 +13,7 @@ from rompatch.patch import canonical_json
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
-def pipeline_hash(backend: str, special: Mapping[str, int]) -> str:
+def pipeline_hash(backend: str, special: Mapping[str, Any]) -> str:
     """sha256 over a backend's JSON, padding and truncation left out, and the ids of the special tokens."""
     pipeline = {key: value for key, value in json.loads(backend).items() if key not in ("padding", "truncation")}
     return value_hash(pipeline, special)

@@ -182,7 +182,7 @@ class _Ledger:
         for stack in self.store.ledger.stacks():
             sets += [
                 (f"revision {revision.number} of {stack.name}", frozenset(revision.members))
-                for revision in self.store.ledger.revisions(stack)[:MOST_REVISIONS]
+                for revision in self.store.ledger.revisions(stack, limit=MOST_REVISIONS)
             ]
         return tuple(sets)
 
