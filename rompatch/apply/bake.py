@@ -331,7 +331,7 @@ def _rewrite_rows(
     made = encode(exact, place.dtype)
     meter.add(rows, decode(made, place.dtype) - exact)
     file.seek(place.start + rows.start * width)
-    whole = left = memoryview(made).cast("B")
+    whole = left = made.data.cast("B")
     while left:
         left = left[file.write(left) :]
     return raw, whole

@@ -108,7 +108,7 @@ def audit_manifest(folder: Path) -> ManifestAudited:
             expected="rompatch_manifest.json, which `rompatch bake` writes",
             next_step="Leave --manifest out: `rompatch audit` compares the checkpoint with its base then.",
         )
-    expected = claim.base_tensors | {name: after for name, (_, after) in claim.tensors.items()}
+    expected = {**claim.base_tensors, **{name: after for name, (_, after) in claim.tensors.items()}}
     tensors, equal = [], 0
     for name, sha256 in sorted(expected.items()):
         same = name in found and found[name].sha256(folder) == sha256
@@ -264,7 +264,7 @@ def _patches(ledger: _Ledger, tensors: Sequence[TensorFound], claim: Claim | Non
     for tensor in tensors:
         for patch_id in tensor.patches:
             inside[patch_id] = inside.get(patch_id, 0) + 1
-    known = ledger.candidates | {record.id: record for record in ledger.store.active()}
+    known = {**ledger.candidates, **{record.id: record for record in ledger.store.active()}}
     for patch_id in sorted(known.keys() & (inside.keys() | ledger.active)):
         record, count = known[patch_id], inside.get(patch_id, 0)
         total = len(record.header.sites)

@@ -55,8 +55,8 @@ def _show(found: Audited) -> None:
         rows = [(patch.status, "active" if patch.active else "", patch.label) for patch in found.patches]
         click.echo("\n" + render.table(("patch is", "", "id and fact"), rows, flexible=2))
     if found.tensors:
-        rows = [(tensor.name, tensor.status, _size(tensor.relative), _how(tensor)) for tensor in found.tensors]
-        click.echo("\n" + render.table(("tensor", "change is", "||dW||/||W||", "how"), rows, right="2", flexible=0))
+        lines = [(tensor.name, tensor.status, _size(tensor.relative), _how(tensor)) for tensor in found.tensors]
+        click.echo("\n" + render.table(("tensor", "change is", "||dW||/||W||", "how"), lines, right="2", flexible=0))
     rest = f"{render.counted(found.equal, 'tensor')} unchanged"
     rest += f", {found.rounded:,} the base's in another dtype" if found.rounded else ""
     rest += f", {found.unchecked:,} not named in the manifest" if found.unchecked else ""
