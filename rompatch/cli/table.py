@@ -37,6 +37,7 @@ COMMANDS: dict[str, Entry] = {
     "bake": Entry("bake", "Write base + stack as a new checkpoint folder.", USE, quick=False),
     "export": Entry("export", "Write the stack as an adapter or a file that other programs load.", USE, quick=False),
     "audit": Entry("audit", "Say which patches are inside a checkpoint.", USE, quick=False),
+    "gates": Entry("gates", "Set what every apply has to pass.", MORE),
     "use": Entry("use", "Choose the base model that new patches are made for.", MORE),
     "stats": Entry("stats", "Build, list and remove key statistics.", MORE, quick=False),
     "fsck": Entry("fsck", "Check that ledger and patch files are whole and agree.", MORE),

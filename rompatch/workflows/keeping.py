@@ -25,6 +25,8 @@ def keep(
     Raises:
         StoreError, OutputError: it could not be saved.
     """
+    from rompatch.apply.sketch import sketches_of
+
     patch = computed.patch
     with store.ledger.transaction():
         path = store.blobs.put(patch)
@@ -38,6 +40,7 @@ def keep(
             message=message,
             source=source,
             expires_at=expires_at,
+            key_sketches=sketches_of(patch),
         )
         store.remember_spec(record.base_id, spec)
     return record

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import GateError, RequestError
 from rompatch.store.records import PatchRecord
-from rompatch.workflows.gates import GateResult, finite, missed_reasons
+from rompatch.workflows.gates import REWRITE, GateResult, finite, missed_reasons
 from rompatch.workflows.opened import OpenStore
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DELTA_NORM, INTERFERENCE, LEAST_S, DRIFT = "max_delta_norm", "max_interference", "min_S", "max_drift"
 GATES = (DELTA_NORM, INTERFERENCE, LEAST_S, DRIFT)
 FORECAST = frozenset((DELTA_NORM, INTERFERENCE))
+OVERRIDABLE = (*GATES, REWRITE)
+"""``rewrite`` is no setting: `apply --verify` always asks that every rewrite prompt passes."""
+
 SETTING = "gates"
 _LISTED = 5
 
@@ -68,18 +71,18 @@ def unset_gates(store: OpenStore, names: Sequence[str]) -> dict[str, float]:
     return after
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, among: Sequence[str] = GATES) -> None:
     """Whether there is a gate of that name.
 
     Raises:
         RequestError: there is none.
     """
-    if name not in GATES:
-        close = difflib.get_close_matches(name.lower(), [gate.lower() for gate in GATES], n=1)
-        meant = next((gate for gate in GATES if close and gate.lower() == close[0]), None)
+    if name not in among:
+        close = difflib.get_close_matches(name.lower(), [gate.lower() for gate in among], n=1)
+        meant = next((gate for gate in among if close and gate.lower() == close[0]), None)
         raise RequestError(
             f"There is no gate {name!r}.",
-            expected=", ".join(GATES),
+            expected=", ".join(among),
             next_step=f"Did you mean {meant!r}?" if meant else None,
         )
 
@@ -154,7 +157,7 @@ def enforce(
         names = " ".join(f"--override {name}" for name in dict.fromkeys(result.gate for result in refused))
         more = f"; and {len(missed) - _LISTED} more" if len(missed) > _LISTED else ""
         raise GateError(
-            "The store's gates forbid this apply; nothing was changed.",
+            "The gates forbid this apply; nothing was changed.",
             found="; ".join(missed[:_LISTED]) + more,
             next_step=f'Apply something else, or pass over them: `{names} --reason "..."`, which is recorded.',
             missed=missed,
@@ -166,7 +169,7 @@ def enforce(
 def check_overrides(override: Sequence[str], reason: str | None) -> None:
     """Raises RequestError for an override without a reason, or of an unknown gate."""
     for name in override:
-        check_name(name)
+        check_name(name, OVERRIDABLE)
     if override and not (reason and reason.strip()):
         raise RequestError("A gate is overridden with a reason.", next_step='Say why: --reason "...".')
 

@@ -11,8 +11,10 @@ from rompatch.store.plan import check_push, sharing_keys
 from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord
 from rompatch.workflows.author import author
 from rompatch.workflows.conflicts import Pair, check_among, contradictions, refused
+from rompatch.workflows.gatekeeping import gatekept
 from rompatch.workflows.opened import MAIN_STACK, OpenStore
 from rompatch.workflows.provenance import checked_expiry
+from rompatch.workflows.same_keys import contradicting, same_keys
 
 ATTEMPTS = 5
 """How often an apply is planned where other programs keep changing the stack."""
@@ -43,10 +45,11 @@ class ApplyPlan:
 
 
 def plan_apply(store: OpenStore, names: Sequence[str], *, supersede: bool = False) -> ApplyPlan:
-    """What applying the patches that *names* mean would do. Reads only.
+    """What applying the patches that *names* mean would do. Writes nothing but the sketches of keys that are missing.
 
     The patch files are read and checked: a damaged one is refused here, not when the model is next loaded. Of the
-    stack only those patches are looked at that bear on the new ones.
+    stack only those patches are looked at that bear on the new ones: by their subject, or by their keys, which are
+    alike for an alias of a subject (:mod:`rompatch.workflows.same_keys`).
 
     Args:
         names: ids, prefixes of ids, or subjects.
@@ -67,18 +70,22 @@ def plan_apply(store: OpenStore, names: Sequence[str], *, supersede: bool = Fals
         store.blobs.get(patch_id)
     check_among(new)
     stack, name = _target(store, new[0])
-    if stack is None:
-        check_push(StackRecord(name, new[0].base_id, 0), (), new)
-        return ApplyPlan(None, name, new, (), tuple(sharing_keys((), new)))
-    rivals = ledger.rivals(stack, new)
+    rivals = () if stack is None else ledger.rivals(stack, new)
     pairs = contradictions(new, [rival for rival in rivals if rival.id not in records])
+    here = stack or StackRecord(name, new[0].base_id, 0)
     if pairs and not supersede:
-        check_push(stack, [], new)  # a patch of another base is told so first
-        raise refused(stack.name, pairs)
+        check_push(here, [], new)  # a patch of another base is told so first
+        raise refused(here.name, pairs)
     leaving = {old.id for _, old in pairs}
     staying = [rival for rival in rivals if rival.id not in leaving]
-    check_push(stack, staying, new)
-    return ApplyPlan(stack, stack.name, new, pairs, tuple(sharing_keys(staying, new)))
+    check_push(here, staying, new)
+    members = () if stack is None else ledger.revision(stack, stack.revision).members
+    alike = same_keys(store, [patch_id for patch_id in members if patch_id not in leaving], new)
+    by_key = contradicting(alike, here.name, supersede=supersede)
+    gone = leaving | {old.id for _, old in by_key}
+    sharing = [*sharing_keys(staying, new), *((pair.other, pair.new) for pair in alike if not pair.contradicts)]
+    kept = {(one.id, other.id): (one, other) for one, other in sharing if not {one.id, other.id} & gone}
+    return ApplyPlan(stack, name, new, (*pairs, *by_key), tuple(kept.values()))
 
 
 def carry_out(
@@ -134,6 +141,7 @@ def apply(
     reason: str | None = None,
     source: str | None = None,
     expires: str | None = None,
+    override: Sequence[str] = (),
 ) -> RevisionRecord:
     """Put the patches that *names* mean onto the active stack, all or none, as one revision. Writes.
 
@@ -146,34 +154,64 @@ def apply(
         message, reason: of the revision.
         source: where the facts come from; kept with the patches.
         expires: the day (``YYYY-MM-DD``) from which on the facts may no longer hold; kept with the patches.
+        override: gates of the store that may be missed; *reason* says why, and the revision records it.
 
     Raises:
         PatchNotFoundError, AmbiguousIdError: a name means no patch, or several.
         ConflictError: active already, or it contradicts an active one.
+        GateError: a gate of the store is missed.
         BaseMismatchError: it belongs to another base than the stack.
         PatchFileError: its file is damaged.
         RequestError: *expires* is no day.
     """
-    known = {"source": source, "expires_at": checked_expiry(expires)}
-    known = {name: value for name, value in known.items() if value is not None}
+    known = provenance(source, expires)
     for attempt in range(ATTEMPTS):
         plan = plan_apply(store, names, supersede=supersede)
-        details = {"noted": known} if known else None
+        passed_over = gatekept(store, plan.stack, plan.new, plan.removed, override=override, reason=reason)
         try:
-            with store.ledger.transaction() as ledger:
-                if known:
-                    ledger.annotate_patches([patch.id for patch in plan.new], **known)
-                revision = carry_out(store, plan, message=message, reason=reason, details=details)
+            revision = commit(store, plan, known, message=message, reason=reason, details=passed_over)
             break
         except StaleStackError:
             if attempt == ATTEMPTS - 1:
                 raise
+    note_sharing(store, plan)
+    return revision
+
+
+def provenance(source: str | None, expires: str | None) -> dict[str, str]:
+    """What is to be kept with the patches: what was given, checked.
+
+    Raises:
+        RequestError: *expires* is no day.
+    """
+    known = {"source": source, "expires_at": checked_expiry(expires)}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def commit(
+    store: OpenStore,
+    plan: ApplyPlan,
+    known: Mapping[str, str],
+    *,
+    message: str | None,
+    reason: str | None,
+    details: Mapping[str, Any],
+) -> RevisionRecord:
+    """:func:`carry_out`, and note what is *known* of the patches, both or neither. Writes. Raises what that raises."""
+    about = {**details, **({"noted": dict(known)} if known else {})}
+    with store.ledger.transaction() as ledger:
+        if known:
+            ledger.annotate_patches([patch.id for patch in plan.new], **known)
+        return carry_out(store, plan, message=message, reason=reason, details=about or None)
+
+
+def note_sharing(store: OpenStore, plan: ApplyPlan) -> None:
+    """Say which patches share a key with another."""
     for one, other in plan.sharing:
         store.reporter.note(
             f"patches {one.label} and {other.label} are about one subject: at apply they share one key and get part of "
             "both values; verify both"
         )
-    return revision
 
 
 def revert(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rompatch.bench.tables import Change, Line
     from rompatch.bench.tasks import Benchmark
     from rompatch.compute.statistics_files import StatisticsFile
+    from rompatch.workflows.applying import AppliedVerified
     from rompatch.workflows.audited import Audited
     from rompatch.workflows.baking import Baked
     from rompatch.workflows.bases import BaseChange
@@ -47,12 +48,19 @@ class Store(OpenStore):
 
         return stacking.apply(self, names, **options)
 
-    def plan(self, *names: str, threshold: float | None = None) -> StackPlan:
+    def apply_verified(self, *names: str, **options: Any) -> AppliedVerified:
+        """Score the stack that would be, and apply only if it keeps what it has to; options and errors as of
+        :func:`rompatch.workflows.applying.apply_verified`."""
+        from rompatch.workflows import applying
+
+        return applying.apply_verified(self, names, **options)
+
+    def plan(self, *names: str, supersede: bool = False, threshold: float | None = None) -> StackPlan:
         """What applying those patches would do, told before anything changes; of the stack as it is without names.
-        Reads only. See :func:`rompatch.workflows.forecasting.plan`."""
+        See :func:`rompatch.workflows.forecasting.plan`."""
         from rompatch.workflows import forecasting
 
-        return forecasting.plan(self, names, threshold=threshold)
+        return forecasting.plan(self, names, supersede=supersede, threshold=threshold)
 
     def gates(self) -> dict[str, float]:
         """The gates that every apply has to pass, by name; fractions. Reads only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,8 +67,8 @@ class StackVerifyOptions:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """The stack as it was when the check began, whatever becomes of it meanwhile."""
+class Loaded:
+    """The stack as it was when the check began, or as it would be; whatever becomes of it meanwhile."""
 
     stack: StackRecord
     records: tuple[PatchRecord, ...]
@@ -90,37 +90,100 @@ def verify_stack(store: OpenStore, options: StackVerifyOptions | None = None) ->
     """
     options = options or StackVerifyOptions()
     _check(options)
-    text, text_name = _drift_text(options)
+    text = drift_text(options)
     loaded = _load(store)
-    spec = options.spec or store.spec_for(loaded.records, options.model, options.dtype, options.module)
-    base = store.base(spec, device=options.device)
+    _base(store, loaded, options)  # loading it is not scoring
     started = time.monotonic()
-    in_stack, drift = _finished(store, base, loaded, text)
-    alone = {record.id: recorded_alone(store, record, loaded.suites[record.id]) for record in loaded.records}
-    missing = [record for record in loaded.records if alone[record.id] is None] if options.baseline else []
-    new = scored_alone(store, base, [(one, loaded.patches[one.id]) for one in missing], loaded.suites)
-    checks = [_check_of(one, in_stack[one.id], new.get(one.id) or alone[one.id], loaded) for one in loaded.records]
+    scored = score_stack(store, loaded, options, text)
     seconds = time.monotonic() - started
-    results = _gates(checks, drift, options)
-    run, newest = None, _newest(store, loaded.stack)
+    run, newest, checks = None, _newest(store, loaded.stack), scored.checks
     if options.record:
         with store.ledger.transaction():
             newest = _newest(store, loaded.stack)
-            numbers = {one.id: _record_alone(store, one, new[one.id]).id for one in missing}
-            checks = [_numbered(check, numbers.get(check.patch.id)) for check in checks]
-            run = _record(store, loaded, checks, drift, text_name, results, newest)
+            run, checks = record_scored(store, loaded, scored, newest)
     if newest != loaded.stack.revision:
         store.reporter.note(
             f"stack {loaded.stack.name} was changed meanwhile: scored at revision {loaded.stack.revision}, "
             f"now at {newest}"
         )
+    return report(loaded, scored, checks, run, newest, seconds)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was measured: a check for each patch that was scored, drift, gates; and what was scored alone for it."""
+
+    checks: tuple[PatchCheck, ...]
+    drift: Drift | None
+    drift_text: str
+    gates: tuple[GateResult, ...]
+    alone: Mapping[str, Alone]
+
+
+def load_stack(store: OpenStore, stack: StackRecord, records: Sequence[PatchRecord]) -> Loaded:
+    """The patches *records* with their suites, every file read and checked. Reads only."""
+    patches = {record.id: store.blobs.get(record.id) for record in records}
+    return Loaded(stack, tuple(records), patches, {record.id: own_suite(store, record) for record in records})
+
+
+def score_stack(
+    store: OpenStore,
+    loaded: Loaded,
+    options: StackVerifyOptions,
+    text: tuple[str | None, str],
+    only: Collection[str] | None = None,
+) -> Scored:
+    """Score the patches of a stack on the finished model. Writes nothing.
+
+    Args:
+        text: what drift is measured on (None: not), and its name.
+        only: ids of the patches to score; None: all of them.
+
+    Raises:
+        BaseMismatchError, SuiteError, ComputeError: as :func:`verify_stack`.
+    """
+    records = [one for one in loaded.records if only is None or one.id in only]
+    base = _base(store, loaded, options)
+    in_stack, drift = _finished(store, base, loaded, records, text[0])
+    alone = {record.id: recorded_alone(store, record, loaded.suites[record.id]) for record in records}
+    missing = [record for record in records if alone[record.id] is None] if options.baseline else []
+    new = scored_alone(store, base, [(one, loaded.patches[one.id]) for one in missing], loaded.suites)
+    checks = [_check_of(one, in_stack[one.id], new.get(one.id) or alone[one.id], loaded) for one in records]
+    return Scored(tuple(checks), drift, text[1], _gates(checks, drift, options), new)
+
+
+def _base(store: OpenStore, loaded: Loaded, options: StackVerifyOptions) -> Base:
+    spec = options.spec or store.spec_for(loaded.records, options.model, options.dtype, options.module)
+    return store.base(spec, device=options.device)
+
+
+def record_scored(
+    store: OpenStore, loaded: Loaded, scored: Scored, newest: int
+) -> tuple[VerificationRecord, tuple[PatchCheck, ...]]:
+    """Write the run to the ledger, and one for each patch that was scored alone; the checks with those runs' numbers.
+    Writes; call it inside a transaction."""
+    known = {record.id: record for record in loaded.records}
+    numbers = {one: _record_alone(store, known[one], alone).id for one, alone in scored.alone.items()}
+    checks = tuple(_numbered(check, numbers.get(check.patch.id)) for check in scored.checks)
+    return _record(store, loaded, checks, scored.drift, scored.drift_text, scored.gates, newest), checks
+
+
+def report(
+    loaded: Loaded,
+    scored: Scored,
+    checks: Sequence[PatchCheck],
+    run: VerificationRecord | None,
+    newest: int,
+    seconds: float,
+) -> StackVerified:
+    """Everything in one value, the patch that lost most first."""
     means = (
         _mean([check.alone for check in checks if check.alone is not None]),
         _mean([check.in_stack for check in checks]),
     )
-    name = None if drift is None else text_name
+    name = None if scored.drift is None else scored.drift_text
     ordered = tuple(sorted(checks, key=_badness))
-    return StackVerified(loaded.stack, newest, ordered, *means, drift, name, results, run, seconds)
+    return StackVerified(loaded.stack, newest, ordered, *means, scored.drift, name, scored.gates, run, seconds)
 
 
 def _check(options: StackVerifyOptions) -> None:
@@ -133,7 +196,12 @@ def _check(options: StackVerifyOptions) -> None:
         )
 
 
-def _drift_text(options: StackVerifyOptions) -> tuple[str | None, str]:
+def drift_text(options: StackVerifyOptions) -> tuple[str | None, str]:
+    """The text that drift is measured on, None where it is not to be measured; and its name.
+
+    Raises:
+        SuiteError: the file cannot be read.
+    """
     from rompatch.verify.held_out import BUILT_IN, built_in_text, read_text
 
     if not options.drift:
@@ -143,20 +211,19 @@ def _drift_text(options: StackVerifyOptions) -> tuple[str | None, str]:
     return read_text(options.drift_file), str(options.drift_file)
 
 
-def _load(store: OpenStore) -> _Loaded:
+def _load(store: OpenStore) -> Loaded:
     """Every file is read and checked here, before a model is loaded."""
     stack = store.stack()
     records = () if stack is None else store.ledger.members(stack, stack.revision)
     if stack is None or not records:
         raise ConflictError("The stack is empty, so there is nothing to verify.", next_step="Apply a patch first.")
-    patches = {record.id: store.blobs.get(record.id) for record in records}
-    return _Loaded(stack, records, patches, {record.id: own_suite(store, record) for record in records})
+    return load_stack(store, stack, records)
 
 
 def _finished(
-    store: OpenStore, base: Base, loaded: _Loaded, text: str | None
+    store: OpenStore, base: Base, loaded: Loaded, records: Sequence[PatchRecord], text: str | None
 ) -> tuple[dict[str, Evaluation], Drift | None]:
-    """Every suite on the finished model, by patch id, and its drift."""
+    """The suites of *records* on the finished model, by patch id, and its drift."""
     from rompatch.apply.session import PatchedModel
     from rompatch.workflows.scoring import evaluate_side_by_side, try_out
 
@@ -165,7 +232,7 @@ def _finished(
     with PatchedModel(base) as patched:
         patched.activate(loaded.patches.values())
         for document_start in (True, False):
-            ids = [one.id for one in loaded.records if one.header.document_start is document_start]
+            ids = [one.id for one in records if one.header.document_start is document_start]
             if not ids:
                 continue
             suites = [loaded.suites[one] for one in ids]
@@ -182,7 +249,7 @@ def _finished(
     return found, drift
 
 
-def _drift(store: OpenStore, base: Base, patched: PatchedModel, loaded: _Loaded, text: str) -> Drift:
+def _drift(store: OpenStore, base: Base, patched: PatchedModel, loaded: Loaded, text: str) -> Drift:
     from rompatch.verify.drift import measure_drift
     from rompatch.verify.held_out import DRIFT_TOKENS
 
@@ -205,7 +272,7 @@ def _drift(store: OpenStore, base: Base, patched: PatchedModel, loaded: _Loaded,
     )
 
 
-def _check_of(record: PatchRecord, in_stack: Evaluation, alone: Alone | None, loaded: _Loaded) -> PatchCheck:
+def _check_of(record: PatchRecord, in_stack: Evaluation, alone: Alone | None, loaded: Loaded) -> PatchCheck:
     from rompatch.verify.evaluation import compare
 
     others = {other.subject for other in loaded.records} - {record.subject}
@@ -256,7 +323,7 @@ def _record_alone(store: OpenStore, record: PatchRecord, alone: Alone) -> Verifi
 
 def _record(
     store: OpenStore,
-    loaded: _Loaded,
+    loaded: Loaded,
     checks: Sequence[PatchCheck],
     drift: Drift | None,
     text_name: str,

@@ -134,6 +134,27 @@ def test_a_stack_that_was_checked(run: Run, made: str, place: Path) -> None:
     check("StackCheck", sample)
 
 
+def test_a_plan_and_the_gates(run: Run, two: tuple[str, str]) -> None:
+    tower, bell = two
+    check("rompatch gates set", read(run("gates", "set", "max_delta_norm=0", "min_S=80", "--json")))
+    check("rompatch gates show", read(run("gates", "show", "--json")))
+    plan = read(run("apply", tower, bell, "--plan", "--json"))
+    check("rompatch gates unset", read(run("gates", "unset", "min_S", "max_drift", "--json")))
+    assert run("apply", tower, code=3).stdout == ""
+    pair = {"source": tower, "target": bell, "ratio": 1.0, "harm": 1.0}
+    plan["sites"][0] |= {"pairs": [pair], "shared_keys": [[tower, bell]]}
+    check("StackPlan", plan | {"removing": ["never"], "neighbours": ["never"]})
+
+
+def test_an_apply_that_was_verified_says_more(run: Run, made: str, place: Path) -> None:
+    plain = set(read(run("apply", made, "--json")))
+    run("revert", "--all")
+    data = read(run("apply", made, "--verify", "--override", "rewrite", "--reason", "r", "--json"))
+    assert set(data) == plain | {"verified", "named"}
+    assert data["verified"]["revision"] == data["number"]
+    assert data["named"] == [made]
+
+
 def test_the_ledger_s_commands(run: Run, two: tuple[str, str], place: Path) -> None:
     tower, bell = two
     applied = read(run("apply", tower, bell, "-m", "m", "--reason", "r", "--json"))

@@ -171,6 +171,33 @@ def test_a_plan_says_which_gates_would_be_missed(quiet: Store, three: list[Patch
     assert f"rompatch verify {three[2].short_id}" in found.missed_gates[0]
 
 
+def test_apply_is_held_to_the_gates_and_overriding_is_recorded(quiet: Store, three: list[Patch]) -> None:
+    quiet.set_gates(max_delta_norm=0.0, min_S=0.8)
+    with pytest.raises(GateError, match="forbid") as caught:
+        quiet.apply(three[2].id)
+    assert caught.value.exit_code == 3
+    assert quiet.stack().revision == 1  # type: ignore[union-attr]
+    with pytest.raises(RequestError, match="with a reason"):
+        quiet.apply(three[2].id, override=["min_S", "max_delta_norm"])
+    revision = quiet.apply(three[2].id, override=["min_S", "max_delta_norm"], reason="urgent")
+    assert revision.reason == "urgent"
+    assert [one["gate"] for one in revision.details["overridden"]] == ["min_S", "max_delta_norm"]
+    assert revision.details["overridden"][0]["patch_id"] == three[2].id
+
+
+def test_a_gate_on_drift_needs_apply_to_verify(quiet: Store, three: list[Patch]) -> None:
+    quiet.set_gates(max_drift=0.1)
+    with pytest.raises(GateError, match="apply with --verify"):
+        quiet.apply(three[2].id)
+
+
+def test_without_gates_no_stack_is_read(quiet: Store, three: list[Patch], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rompatch.workflows.gatekeeping.would_be", None)
+    monkeypatch.setattr("rompatch.workflows.site_forecasts.forecasts", None)
+    quiet.apply(three[2].id)
+    assert len(quiet.active()) == 3
+
+
 def test_a_norm_that_nobody_measured_misses_the_gate(quiet: Store) -> None:
     patch = added(quiet, about("Tower", 1))
     quiet.set_gates(max_delta_norm=1e9)
