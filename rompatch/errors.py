@@ -11,6 +11,8 @@
     │   └── DownloadError       a download did not arrive whole
     ├── BaseMismatchError       a patch was computed for other weights or another tokenizer
     ├── PatchFileError          a patch file is truncated, damaged or hostile
+    ├── AdapterError            an adapter to be imported is damaged, or of a kind that no patch can hold
+    ├── BundleError             a bundle is truncated, damaged, hostile, or not signed as demanded
     ├── StatisticsError         key statistics are missing, damaged or not finite
     ├── ComputeError            the optimisation or a solve left the finite numbers
     ├── SuiteError              a suite of prompts cannot be read or built
@@ -115,6 +117,14 @@ class BaseMismatchError(RompatchError):
 
 class PatchFileError(RompatchError):
     """A patch file is truncated, damaged, hostile or of a newer format."""
+
+
+class AdapterError(RompatchError):
+    """An adapter to be imported is damaged, or of a kind that a patch cannot hold."""
+
+
+class BundleError(RompatchError):
+    """A bundle is truncated, damaged, hostile, of a newer format, or not signed by whom it should be."""
 
 
 class StatisticsError(RompatchError):

@@ -7,6 +7,7 @@ size. Where more than one module fits (mixture-of-experts among them) we refuse 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import re
@@ -217,6 +218,23 @@ def site_of_parameter(model: PreTrainedModel, ref: SiteRef) -> Site:
             next_step="Load the patch's own base, or compute the fact anew on this one.",
         )
     return Site(layer=ref.layer, module_name=name, module=module, transposed=is_transposed(module, name))
+
+
+def site_named(model: PreTrainedModel, name: str) -> Site:
+    """The module *name* of *model* as a site, wherever it is; its layer is the first number in its name, else 0.
+
+    Raises:
+        SiteError: the model has no such module.
+        ArchitectureError: it is no Linear or Conv1D module with plain weights.
+    """
+    module = _get_module(model, name)
+    if module is None:
+        close = difflib.get_close_matches(name, (known for known, _ in model.named_modules()), n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else None
+        raise SiteError(f"The model has no module {name[:200]!r}.", next_step=hint)
+    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    layer = 0 if number is None else int(number[1])
+    return Site(layer=layer, module_name=name, module=module, transposed=is_transposed(module, name))
 
 
 def _get_module(model: nn.Module, name: str) -> nn.Module | None:

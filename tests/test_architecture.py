@@ -41,6 +41,8 @@ RANKS = {
     "locate": 2,
     "tokenizer_hash": 2,
     "gguf_cache": 2,
+    "adapters": 3,
+    "bundle": 3,
     "compute": 3,
     "apply": 3,
     "verify": 3,

@@ -40,6 +40,8 @@ COMMANDS: dict[str, Entry] = {
     "gates": Entry("gates", "Set what every apply has to pass.", MORE),
     "use": Entry("use", "Choose the base model that new patches are made for.", MORE),
     "stats": Entry("stats", "Build, list and remove key statistics.", MORE, quick=False),
+    "import": Entry("importing", "Bring in what other programs made.", MORE, quick=False),
+    "bundle": Entry("bundle", "Share a stack as one file.", MORE),
     "fsck": Entry("fsck", "Check that ledger and patch files are whole and agree.", MORE),
     "completion": Entry("completion", "Print the script that completes commands in your shell.", MORE),
 }

@@ -91,7 +91,7 @@ def spell(header: PatchHeader) -> str:
     return text
 
 
-def _check_values(value: Any, depth: int = 0) -> None:
+def check_values(value: Any, depth: int = 0) -> None:
     """Refuse texts, numbers and nesting beyond the limits, anywhere in the header."""
     require(depth <= _MAX_DEPTH, "its header is nested too deeply", f"at most {_MAX_DEPTH} levels")
     if isinstance(value, str):
@@ -101,14 +101,15 @@ def _check_values(value: Any, depth: int = 0) -> None:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             require(type(key) is str, "a key in its header is not text")
-            _check_values(key, depth + 1)
-            _check_values(item, depth + 1)
+            check_values(key, depth + 1)
+            check_values(item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _check_values(item, depth + 1)
+            check_values(item, depth + 1)
 
 
-def _check_types(record: object, fields: Mapping[str, type], what: str) -> None:
+def check_types(record: object, fields: Mapping[str, type], what: str) -> None:
+    """Refuse a field of *record* whose type is not exactly the one in *fields*; *what* names the record."""
     for name, kind in fields.items():
         value = getattr(record, name)
         require(type(value) is kind, f"{what}.{name} has the wrong type", kind.__name__, type(value).__name__)
@@ -124,12 +125,12 @@ _SITE = {
 
 def check_header(header: PatchHeader) -> None:
     """The types and limits that the dataclasses do not hold themselves."""
-    _check_values(header.to_json())
+    check_values(header.to_json())
     _check_version(header)
-    _check_types(header, {"method": str, "seed": int, "document_start": bool}, "header")
-    _check_types(header.base, _BASE, "base")
+    check_types(header, {"method": str, "seed": int, "document_start": bool}, "header")
+    check_types(header.base, _BASE, "base")
     if header.statistics is not None:
-        _check_types(header.statistics, {"id": str, "tokens": int, "corpus": str}, "statistics")
+        check_types(header.statistics, {"id": str, "tokens": int, "corpus": str}, "statistics")
         require(type(header.statistics.ridge) in (int, float), "statistics.ridge is not a number")
     require(all(type(text) is str for text in header.versions.values()), "a library version is not text")
     require(
@@ -137,7 +138,7 @@ def check_header(header: PatchHeader) -> None:
     )
     for index, site in enumerate(header.sites):
         what = f"sites[{index}]"
-        _check_types(site, _SITE, what)
+        check_types(site, _SITE, what)
         require(site.layer >= 0, f"{what}.layer is negative")
         for name in ("d_in", "d_out"):
             size = getattr(site, name)
@@ -169,7 +170,7 @@ def header_from(metadata: str) -> PatchHeader:
             next_step="Upgrade rompatch: `pip install --upgrade rompatch`.",
         )
     try:
-        _check_values(data)
+        check_values(data)
         header = PatchHeader.from_json(data)
     except KeyError as missing:
         raise DamageError(f"its metadata has no field {missing}") from None

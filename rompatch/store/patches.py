@@ -231,6 +231,25 @@ class PatchVerbs:
             connection.execute(update(table).where(table.c.id == patch_id).values(removed_at=now()))
         return record
 
+    def knows(self, patch_id: str) -> bool:
+        """Whether there is a patch of that full id that is not removed. Reads only."""
+        table = schema.patches
+        query = select(table.c.id).where(table.c.id == patch_id, table.c.removed_at.is_(None))
+        with self.session.reading() as connection:
+            return connection.scalar(query) is not None
+
+    def site_hashes(self, base_id: str) -> Mapping[str, str]:
+        """Parameter name to the sha256 of the base's tensor, as the patches of that base know it. Reads only."""
+        sites, patches = schema.sites, schema.patches
+        query = (
+            select(sites.c.parameter, sites.c.tensor_sha256)
+            .join(patches, patches.c.id == sites.c.patch_id)
+            .where(patches.c.base_id == base_id, patches.c.removed_at.is_(None))
+            .distinct()
+        )
+        with self.session.reading() as connection:
+            return {row.parameter: row.tensor_sha256 for row in connection.execute(query)}
+
     def tombstones(self) -> frozenset[str]:
         """Ids of removed patches. Reads only."""
         with self.session.reading() as connection:

@@ -52,6 +52,7 @@ class VerificationVerbs:
         prompts: Any = (),
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, Any] | None = None,
+        created_at: str | None = None,
     ) -> VerificationRecord:
         """Record one run of a suite over a patch, a stack's revision, or both. Writes.
 
@@ -65,6 +66,7 @@ class VerificationVerbs:
             prompts: the prompts used and what was measured on each, any JSON value.
             settings: how it was run.
             environment: library versions, machine, dtype.
+            created_at: when it ran, where that was not now.
 
         Raises:
             PatchNotFoundError: no such patch, stack or revision.
@@ -88,7 +90,7 @@ class VerificationVerbs:
                 "patch_id": patch_id,
                 "suite": suite,
                 "suite_source": source,
-                "created_at": now(),
+                "created_at": created_at or now(),
                 **texts,
             }
             row["revision_id"] = None if stack is None else self._revision_id_of(stack, revision)

@@ -206,7 +206,12 @@ def commit(
 
 
 def note_sharing(store: OpenStore, plan: ApplyPlan) -> None:
-    """Say which patches share a key with another."""
+    """Say which patches share a key with another, and which have none."""
+    for record in plan.new:
+        if record.header.request is None:
+            store.reporter.note(
+                f"patch {record.label} has no keys: it is added to what the other patches give, and may disturb them"
+            )
     for one, other in plan.sharing:
         store.reporter.note(
             f"patches {one.label} and {other.label} are about one subject: at apply they share one key and get part of "

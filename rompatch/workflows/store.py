@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from rompatch.workflows.benchmarking import Benched
     from rompatch.workflows.blaming import Blame
     from rompatch.workflows.browsing import Details, Page, Status
+    from rompatch.workflows.bundle_import import BundleImported
+    from rompatch.workflows.bundling import BundleReport
     from rompatch.workflows.checking import Checked
     from rompatch.workflows.creating import Created
     from rompatch.workflows.exporting import Exported
     from rompatch.workflows.forecasting import StackPlan
     from rompatch.workflows.generating import Generated
+    from rompatch.workflows.importing import Imported
     from rompatch.workflows.stack_report import StackVerified
     from rompatch.workflows.tuned import Tuned
     from rompatch.workflows.verifying import Verified
@@ -154,6 +157,36 @@ class Store(OpenStore):
         from rompatch.workflows import exporting
 
         return exporting.export_delta(self, Path(out), exporting.ExportOptions(**options))
+
+    def import_peft(self, folder: str | Path, **options: Any) -> Imported:
+        """Bring a LoRA adapter in as a patch; see :func:`rompatch.workflows.importing.import_peft`."""
+        from rompatch.workflows import importing
+
+        return importing.import_peft(self, Path(folder), **options)
+
+    def export_bundle(
+        self, out: str | Path, stack: str | None = None, *, sign: str | Path | None = None
+    ) -> BundleReport:
+        """Write a stack as one file; see :func:`rompatch.workflows.bundling.export_bundle`."""
+        from rompatch.workflows import bundling
+
+        return bundling.export_bundle(self, Path(out), stack, sign=None if sign is None else Path(sign))
+
+    def import_bundle(
+        self,
+        path: str | Path,
+        into: str | None = None,
+        *,
+        allowed_signers: str | Path | None = None,
+        require_signature: bool = False,
+    ) -> BundleImported:
+        """Bring the patches of a bundle in; see :func:`rompatch.workflows.bundle_import.import_bundle`."""
+        from rompatch.workflows import bundle_import
+
+        signers = None if allowed_signers is None else Path(allowed_signers)
+        return bundle_import.import_bundle(
+            self, Path(path), into, allowed_signers=signers, require_signature=require_signature
+        )
 
     def use(self, model: str, dtype: str | None = None, module: str | None = None) -> BaseChange:
         """Choose the base of future patches; see :func:`rompatch.workflows.bases.use_base`."""

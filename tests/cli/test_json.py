@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adapter_folders import save_adapter
 from calling import CHECKOUT, QUICK, TOWER, Run, put, read
 from tiny_patches import tiny_adapter, tiny_patch
 
@@ -170,6 +171,21 @@ def test_the_ledger_s_commands(run: Run, two: tuple[str, str], place: Path) -> N
     path = next(place.rglob(f"{bell}*"))
     path.write_bytes(b"")
     check("rompatch fsck", read(run("fsck", "--json", code=1)))
+
+
+def test_an_adapter_that_is_imported(run: Run, pico_folder: Path, place: Path) -> None:
+    folder = save_adapter(place / "lora")
+    check("rompatch import peft", read(run("import", "peft", folder, "--model", pico_folder, "--json")))
+
+
+def test_bundles(run: Run, two: tuple[str, str]) -> None:
+    run("apply", *two)
+    run("apply", put(tiny_adapter(), Path()))
+    check("rompatch bundle export", read(run("bundle", "export", "-o", "b", "--json")))
+    check("rompatch bundle show", read(run("bundle", "show", "b", "--json")))
+    check("rompatch bundle verify", read(run("bundle", "verify", "b", "--json")))
+    new = read(run("bundle", "import", "b", "--json", "--store", "other"))
+    check("rompatch bundle import", new, read(run("bundle", "import", "b", "--json")))
 
 
 def test_printed_paths_name_lists_and_objects() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rompatch.cli import render
+from rompatch.cli.groups import Group
 from rompatch.cli.options import (
     MODEL,
     WORDS,
@@ -17,8 +18,6 @@ from rompatch.cli.options import (
     json_option,
     model_options,
     option,
-    write_examples,
-    write_options,
 )
 from rompatch.cli.settings import Settings
 
@@ -37,19 +36,12 @@ def LAYERS(value: str) -> range:  # noqa: N802 - a parameter type, named as clic
     return range(first, last + 1)
 
 
-class StatsGroup(click.Group):
-    """``stats`` and its subcommands."""
-
-    examples = ("rompatch stats build --corpus wikipedia.txt", "rompatch stats list")
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The subcommands, then the global options."""
-        self.format_commands(ctx, formatter)
-        write_options(self, ctx, formatter)
-        write_examples(self.examples, formatter)
-
-
-@click.group("stats", cls=StatsGroup, params=global_options())
+@click.group(
+    "stats",
+    cls=Group,
+    params=global_options(),
+    examples=("rompatch stats build --corpus wikipedia.txt", "rompatch stats list"),
+)
 def stats_command() -> None:
     """Build, list and remove key statistics.
 

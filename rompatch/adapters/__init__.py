@@ -1,0 +1,1 @@
+"""Adapters that other programs trained, read as patches without keys."""
