@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -29,6 +28,14 @@ MIB = 1 << 20
 SYNC = shutil.which("sync") or "sync"
 D_MODEL, D_MLP, VOCAB, LAYERS = 4096, 11008, 32000, 32
 LAYER = 5
+
+LAUNCH = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=2)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+"""A process remembers the size of the one that it was forked from; this one is small."""
 
 BAKE = "from rompatch.cli import main; main()"
 SAVE = """
@@ -53,17 +60,13 @@ AutoTokenizer.from_pretrained(base).save_pretrained(out)
 def child(command: list[str], folder: Path, *, sync: bool) -> tuple[float, float]:
     """Wall seconds and peak MiB of a process; with *sync* the seconds until *folder*'s file system is on the disk."""
     begin = time.perf_counter()
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    launched = [sys.executable, "-S", "-c", LAUNCH, *command]
+    done = subprocess.run(launched, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command[:3]} failed:\n{done.stderr[-2000:]}")
     if sync:
         subprocess.run([SYNC, "-f", str(folder)], check=True)
-    seconds = time.perf_counter() - begin
-    if process.returncode:
-        log.seek(0)
-        raise SystemExit(f"{command[:3]} failed:\n{log.read().decode()[-2000:]}")
-    return seconds, usage.ru_maxrss * 1024 / MIB
+    return time.perf_counter() - begin, int(done.stdout.splitlines()[-1]) * 1024 / MIB
 
 
 def ways(base: Path, out: Path, store: Path, adapter: Path | None) -> dict[str, tuple[list[str], bool]]:
