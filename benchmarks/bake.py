@@ -6,8 +6,9 @@
 Each way runs in a process of its own, interpreter start and imports included, in turn, with the base's pages in memory.
 The times to compare are those "with sync": the output is on the disk at the end. A bake syncs by itself before it gives
 the folder its name; the others are followed by `sync -f`. `cp -r` alone is there as well; a copy that is still in
-memory is no shipped checkpoint. "peak" is ru_maxrss of the child. Untouched tensors are compared byte for byte in each
-run of bake. The synthetic folder is written to --work, and deleted afterwards; PEFT is in the dev extra.
+memory is no shipped checkpoint. "processor" is user and system time of the child (whatever else runs on the machine
+stretches the wall time of what computes), "peak" its ru_maxrss. Untouched tensors are compared byte for byte in the
+first run. The synthetic folder is written to --work, and deleted afterwards; PEFT is in the dev extra.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ LAYER = 5
 LAUNCH = """
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[1:], stdout=2)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 sys.exit(code)
 """
 """A process remembers the size of the one that it was forked from; this one is small."""
@@ -57,8 +59,9 @@ AutoTokenizer.from_pretrained(base).save_pretrained(out)
 """
 
 
-def child(command: list[str], folder: Path, *, sync: bool) -> tuple[float, float]:
-    """Wall seconds and peak MiB of a process; with *sync* the seconds until *folder*'s file system is on the disk."""
+def child(command: list[str], folder: Path, *, sync: bool) -> tuple[float, float, float]:
+    """Wall seconds, processor seconds and peak MiB of a process; with *sync* the wall seconds until the file system of
+    *folder* is on the disk."""
     begin = time.perf_counter()
     launched = [sys.executable, "-S", "-c", LAUNCH, *command]
     done = subprocess.run(launched, capture_output=True, text=True, check=False)
@@ -66,7 +69,9 @@ def child(command: list[str], folder: Path, *, sync: bool) -> tuple[float, float
         raise SystemExit(f"{command[:3]} failed:\n{done.stderr[-2000:]}")
     if sync:
         subprocess.run([SYNC, "-f", str(folder)], check=True)
-    return time.perf_counter() - begin, int(done.stdout.splitlines()[-1]) * 1024 / MIB
+    seconds = time.perf_counter() - begin
+    peak, processor = done.stdout.splitlines()[-1].split()
+    return seconds, float(processor), int(peak) * 1024 / MIB
 
 
 def ways(base: Path, out: Path, store: Path, adapter: Path | None) -> dict[str, tuple[list[str], bool]]:
@@ -112,15 +117,15 @@ def measure(base: Path, work: Path, store: Path, adapter: Path | None, runs: int
         for name, (command, sync) in ways(base, out, store, adapter).items():
             warm(base)
             subprocess.run([SYNC, "-f", str(work)], check=True)
-            seconds, peak = child(command, work, sync=sync)
-            of = found.setdefault(name, {"seconds": [], "peak": []})
-            of["seconds"].append(seconds)
-            of["peak"].append(peak)
+            of = found.setdefault(name, {"seconds": [], "processor": [], "peak": []})
+            for kind, value in zip(of, child(command, work, sync=sync), strict=True):
+                of[kind].append(value)
             if name.startswith("bake") and number == 0:
                 same, differ = compare(base, out)
                 print(f"bake: {same} tensors byte for byte the base's, {len(differ)} edited: {', '.join(differ)}")
             shutil.rmtree(out)
-            print(f"run {number + 1}: {name:28} {seconds:8.2f} s {peak:8.0f} MiB", flush=True)
+            shown = " ".join(f"{kind} {values[-1]:.2f}" for kind, values in of.items())
+            print(f"run {number + 1}: {name:28} {shown}", flush=True)
     return found
 
 
@@ -261,11 +266,12 @@ def show(found: dict[str, dict[str, list[float]]], base: Path) -> None:
     size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
     copied = found["cp -r, with sync"]["seconds"]
     print(f"\n{size / 1e9:.2f} GB, median of {len(copied)} runs, page cache warm")
-    print(f"{'':28}{'seconds':>10}{'of cp, with sync':>18}{'peak MiB':>10}")
+    print(f"{'':28}{'seconds':>10}{'of cp, with sync':>18}{'processor s':>13}{'peak MiB':>10}")
     for name, of in found.items():
         # Ratios within one run: what else runs on the machine changes from one to the next.
         ratio = statistics.median(one / other for one, other in zip(of["seconds"], copied, strict=True))
-        print(f"{name:28}{statistics.median(of['seconds']):10.2f}{ratio:18.2f}{max(of['peak']):10.0f}")
+        seconds, processor = statistics.median(of["seconds"]), statistics.median(of["processor"])
+        print(f"{name:28}{seconds:10.2f}{ratio:18.2f}{processor:13.2f}{max(of['peak']):10.0f}")
 
 
 def main() -> None:
