@@ -53,6 +53,23 @@ def test_a_lost_rewrite_leaves_the_stack_as_it_was(toy: Store, patches: list[Pat
     assert len(toy.ledger.verifications()) == runs
 
 
+@pytest.mark.parametrize("when", ["score_stack", "record_scored"])
+def test_ctrl_c_while_it_scores_or_records_leaves_nothing(
+    toy: Store, patches: list[Patch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    (first, *_) = judged(toy, patches, tmp_path)
+    runs = len(toy.ledger.verifications())
+
+    def pressed(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"rompatch.workflows.applying.{when}", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        toy.apply_verified(first)
+    assert toy.stack() is None
+    assert len(toy.ledger.verifications()) == runs
+
+
 def test_a_lost_rewrite_may_be_overridden_with_a_reason(toy: Store, patches: list[Patch], tmp_path: Path) -> None:
     (first, *_) = judged(toy, patches, tmp_path, hard=True)
     with pytest.raises(RequestError, match="with a reason"):
