@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from random_patches import random_patch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rompatch.apply.session import PatchedModel
 from rompatch.apply.solve import solve_stack
+from rompatch.edits import EditRequest
 from rompatch.export.lowrank import SiteDelta, factorise
 from rompatch.export.provenance import Origin
 from rompatch.models import Base
@@ -40,6 +42,12 @@ def session_logits(base: Base, patches: Iterable[Patch], ids: Tensor = IDS) -> T
         patched.activate(patches)
         logits: Tensor = patched.model(ids).logits
     return logits
+
+
+def readable(patch: Patch) -> Patch:
+    """The same patch with a request in the few letters that the tokenizer of a pico GGUF file has."""
+    request = EditRequest("abcdefgh"[patch.header.seed], "the {} the", "the", "a")
+    return replace(patch, header=replace(patch.header, request=request))
 
 
 def put_patches(store: Store, spec: BaseSpec, patches: Iterable[Patch], *, apply: bool = True) -> list[str]:

@@ -46,6 +46,11 @@ class SiteDelta:
         """Full name of the module that holds the weight."""
         return self.ref.parameter.removesuffix(".weight")
 
+    @property
+    def norm(self) -> float:
+        """||Delta||_F."""
+        return _norm(self.update)
+
     def rounded(self, dtype: str, *, left_factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         """``left_factor`` B and A, each rounded once to *dtype* and contiguous.
 
@@ -67,7 +72,7 @@ class SiteDelta:
     def error(self, left: torch.Tensor, right: torch.Tensor) -> float:
         """||Delta - left right||_F / ||Delta||_F: what rounding and ``max_rank`` cost."""
         written = SiteUpdate(left.double().numpy(), right.double().numpy())
-        return _norm(_difference(self.update, written)) / _norm(self.update)
+        return _norm(_difference(self.update, written)) / self.norm
 
 
 def factorise(

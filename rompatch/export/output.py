@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rompatch.errors import OutputError
+from rompatch.export.provenance import RECORD_KEY
 from rompatch.folders import building, sync_folder
 
+_LOOK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -22,12 +24,12 @@ def new_file(out: Path, *, inside: Path | None, force: bool = False) -> Iterator
 
     Args:
         inside: the base's folder, in which nothing is written.
-        force: replace a file that exists.
+        force: replace a file that exists, if it is an earlier export.
 
     Raises:
         OutputError: *out* exists or lies inside the base, or it cannot be written; nothing of it is left.
     """
-    _refuse(out, inside, exists=os.path.lexists(out) and not (force and out.is_file()))
+    _refuse(out, inside, exists=os.path.lexists(out) and not (force and is_our_file(out)))
     temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     with _explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,14 @@ def new_folder(
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def is_our_file(path: Path) -> bool:
+    """Whether *path* is a file that rompatch exported: the record is near its beginning in every form that has one."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    with path.open("rb") as file:
+        return RECORD_KEY.encode() in file.read(_LOOK)
 
 
 def _refuse(out: Path, inside: Path | None, *, exists: bool) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rompatch.errors import ConflictError, GateError, RequestError
+from rompatch.errors import ConflictError, RequestError
 from rompatch.store.records import PatchRecord
+from rompatch.workflows.checking_exports import check_with, require_agreement
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def export_peft(store: OpenStore, out: Path, options: ExportOptions | None = Non
         dtype=options.dtype,
         force=options.force,
     )
-    return _finished(store, prepared, report, options)
+    return finished(store, prepared, report, options)
 
 
 def export_delta(store: OpenStore, out: Path, options: ExportOptions | None = None) -> Exported:
@@ -121,7 +122,7 @@ def export_delta(store: OpenStore, out: Path, options: ExportOptions | None = No
     prepared = prepare(store, options)
     folder = prepared.base.folder
     report = write(prepared.deltas, prepared.origin, out, base_folder=folder, dtype=options.dtype, force=options.force)
-    return _finished(store, prepared, report, options)
+    return finished(store, prepared, report, options)
 
 
 def export_gguf(store: OpenStore, out: Path, options: ExportOptions | None = None) -> Exported:
@@ -144,7 +145,7 @@ def export_gguf(store: OpenStore, out: Path, options: ExportOptions | None = Non
         dtype=options.dtype,
         force=options.force,
     )
-    return _finished(store, prepared, report, options)
+    return finished(store, prepared, report, options)
 
 
 def prepare(store: OpenStore, options: ExportOptions) -> Prepared:
@@ -176,21 +177,9 @@ def prepare(store: OpenStore, options: ExportOptions) -> Prepared:
     return Prepared(tuple(records), patches, spec, base, deltas, origin)
 
 
-def require_agreement(check: ExportCheck, path: Path) -> None:
-    """Raises GateError where the client ran and differs from the session by more than the tolerance."""
-    if check.passed is False:
-        raise GateError(
-            f"{check.client} with {path} does not say what the session says.",
-            expected=f"probabilities of next tokens within {check.tolerance:g}",
-            found=f"a difference of {check.difference:.2g}",
-            next_step="Export with a higher --max-rank and --dtype float32; on another base the numbers differ too.",
-        )
-
-
-def _finished(store: OpenStore, prepared: Prepared, report: ExportReport, options: ExportOptions) -> Exported:
+def finished(store: OpenStore, prepared: Prepared, report: ExportReport, options: ExportOptions) -> Exported:
+    """The result of an export, checked in its client if that was asked for."""
     exported = Exported(report, prepared.records)
     if not options.check:
         return exported
-    from rompatch.workflows.checking_exports import check_with
-
     return replace(exported, checked=check_with(store, prepared.patches, prepared.spec, report, options.gguf))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rompatch.workflows.bundle_import import BundleImported
     from rompatch.workflows.bundling import BundleReport
     from rompatch.workflows.checking import Checked
+    from rompatch.workflows.checking_exports import CheckedExport
     from rompatch.workflows.creating import Created
     from rompatch.workflows.exporting import Exported
     from rompatch.workflows.forecasting import StackPlan
@@ -151,6 +152,20 @@ class Store(OpenStore):
         from rompatch.workflows import exporting
 
         return exporting.export_gguf(self, Path(out), exporting.ExportOptions(**options))
+
+    def export_gguf_model(self, out: str | Path, *, dtype: str = "float16", **options: Any) -> Exported:
+        """Write the base's GGUF file with the stack in it; see ``gguf_models.export_gguf_model``."""
+        from rompatch.workflows import exporting, gguf_models
+
+        return gguf_models.export_gguf_model(self, Path(out), exporting.ExportOptions(dtype=dtype, **options))
+
+    def check_export(
+        self, path: str | Path, *, model: str | None = None, gguf: str | Path | None = None
+    ) -> CheckedExport:
+        """Run an export in its own client and compare with the session; see ``checking_exports.check_export``."""
+        from rompatch.workflows import checking_exports
+
+        return checking_exports.check_export(self, Path(path), model=model, gguf=gguf)
 
     def export_delta(self, out: str | Path, **options: Any) -> Exported:
         """Write the stack as plain low-rank factors; options as in ``ExportOptions``."""

@@ -121,7 +121,10 @@ def test_exports(run: Run, made: str, place: Path) -> None:
     peft = read(run("export", "peft", "lora", "--check", "--json"))
     check("rompatch export peft", peft, read(run("export", "peft", "lora", "--force", "--json")))
     check("rompatch export delta", read(run("export", "delta", "d.safetensors", "--check", "--json")))
+    check("rompatch export gguf-model", peft)  # its base is no GGUF file
     check("rompatch export gguf", peft | read(run("export", "gguf", "a.gguf", "--check", "--json")), peft)
+    found = read(run("export", "check", "lora", "--json"))
+    check("rompatch export check", found, read(run("export", "check", "a.gguf", "--json")))
 
 
 def test_a_stack_that_was_checked(run: Run, made: str, place: Path) -> None:

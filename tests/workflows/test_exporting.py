@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from checkpoints import save_gguf
-from exports import put_patches, stack_of
+from exports import put_patches, readable, stack_of
 from heard import Heard
 from pico import save_pico
 from random_patches import random_adapter, random_patch
@@ -46,18 +46,8 @@ def gguf_store(store: Store, tmp_path: Path) -> Store:
     """A store whose base is a GGUF file, with two active patches."""
     spec = BaseSpec(str(save_gguf(tmp_path / "base.gguf")))
     patches = [random_patch(store.base(spec), seed, layer=seed) for seed in range(2)]
-    put_patches(store, spec, [_about(patch) for patch in patches])
+    put_patches(store, spec, [readable(patch) for patch in patches])
     return store
-
-
-def _about(patch: Any) -> Any:
-    """The same patch with a request that a tokenizer of single letters can read."""
-    from dataclasses import replace
-
-    from rompatch.edits import EditRequest
-
-    request = EditRequest(f"{'abc'[patch.header.seed]}", "the {} the", "the", "a")
-    return replace(patch, header=replace(patch.header, request=request, document_start=True))
 
 
 @pytest.mark.parametrize("kind", ["peft", "delta"])
@@ -144,6 +134,28 @@ def test_force_replaces_an_earlier_export(kind: str, store: Store, stack: list[s
     again = tree(tmp_path / "again") if kind == "peft" else (tmp_path / "again").read_bytes()
     assert forced == again
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".") and path.name != ".rompatch"] == []
+
+
+@pytest.mark.parametrize("kind", ["gguf", "delta"])
+def test_force_replaces_no_file_that_is_not_an_earlier_export(
+    kind: str, store: Store, stack: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / OUT[kind]).write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        export(store, kind, force=True)
+    assert (tmp_path / OUT[kind]).read_text() == "mine"
+
+
+def test_a_gguf_file_of_another_architecture_is_refused(store: Store, stack: list[str], tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "gemma3")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(OutputError, match="another architecture"):
+        export(store, "gguf", check=True, gguf=tmp_path / "other.gguf")
 
 
 def test_force_deletes_no_folder_that_is_not_an_earlier_export(store: Store, stack: list[str], tmp_path: Path) -> None:

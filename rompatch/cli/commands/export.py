@@ -57,16 +57,17 @@ def _dtypes(*names: str) -> Callable[[Any], Any]:
     )
 
 
+_patches = option(
+    "--patch",
+    "patches",
+    multiple=True,
+    type=WORDS,
+    metavar="NAME",
+    help="Only this patch instead of the active stack; may be given several times.",
+)
 _shared = stacked(
     click.argument("out", type=PATH),
-    option(
-        "--patch",
-        "patches",
-        multiple=True,
-        type=WORDS,
-        metavar="NAME",
-        help="Only this patch instead of the active stack; may be given several times.",
-    ),
+    _patches,
     option("--force", is_flag=True, help="Replace an earlier export of that name."),
     json_option,
 )
@@ -147,6 +148,22 @@ def gguf(settings: Settings, out: Path, as_json: bool, **given: Any) -> None:
     _exported(settings, "export_gguf", out, as_json, given).check_gate()
 
 
+@command("gguf-model", examples=("rompatch export gguf-model edited.gguf --check",))
+@click.argument("out", type=PATH)
+@_patches
+@json_option
+@_dtypes("float16", "q8_0", "float32")
+@_check
+@_model
+def gguf_model(settings: Settings, out: Path, as_json: bool, **given: Any) -> None:
+    """Write the base's GGUF file with the stack in it: the new file OUT.
+
+    For bases that are GGUF files. The edited tensors are kept in --dtype, since four bits a weight would destroy the
+    edit; every other byte is the base's own.
+    """
+    _exported(settings, "export_gguf_model", out, as_json, given).check_gate()
+
+
 @command("delta", examples=("rompatch export delta rome.safetensors",))
 @_shared
 @_dtypes("float32", "float16", "bfloat16")
@@ -159,6 +176,28 @@ def delta(settings: Settings, out: Path, as_json: bool, **given: Any) -> None:
     Ten lines of Python apply it (docs/delta-format.md).
     """
     _exported(settings, "export_delta", out, as_json, given).check_gate()
+
+
+@command(
+    "check", examples=("rompatch export check ./rome-lora", "rompatch export check rome.gguf --gguf my-model.gguf")
+)
+@click.argument("path", type=PATH)
+@json_option
+@_gguf
+@_model
+def check(settings: Settings, path: Path, as_json: bool, gguf: Path | None, model: str | None) -> None:
+    """Run an export in its own client, and compare with the session.
+
+    PATH is what `peft`, `gguf` or `delta` wrote. The patches in it are looked up in the store. Exit code 3: the
+    probabilities of next tokens after the patches' prompts differ by more than rounding explains (docs/export.md).
+    """
+    with settings.open_store() as store:
+        checked = store.check_export(path, model=model, gguf=gguf)
+    if as_json:
+        render.emit_json(checked.to_json())
+    else:
+        click.echo(check_text(checked.checked))
+    checked.check_gate()
 
 
 def _exported(settings: Settings, use_case: str, out: Path, as_json: bool, given: dict[str, Any]) -> Exported:
@@ -191,7 +230,7 @@ def _text(exported: Exported) -> str:
 def check_text(check: ExportCheck) -> str:
     """One line of verdict, then a table of the prompts."""
     if not check.ran or check.difference is None:
-        return f"check      {check.client}: {check.reason}"
+        return f"check: {check.client}: {check.reason}"
     verdict = "agrees with the session" if check.passed else "differs from the session"
     rows = [
         (prompt.prompt, prompt.target, render.probability(prompt.session), render.probability(prompt.client))
@@ -204,5 +243,5 @@ def check_text(check: ExportCheck) -> str:
     )
 
 
-for _subcommand in (peft, gguf, delta):
+for _subcommand in (peft, gguf, gguf_model, delta, check):
     export_command.add_command(_subcommand)
