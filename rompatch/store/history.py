@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Select, String, cast, literal, null, select, union_all
+from sqlalchemy import Connection, Integer, RowMapping, Select, String, cast, literal, null, select
 
 from rompatch.store import schema
 from rompatch.store.engine import Session
@@ -21,29 +23,38 @@ class HistoryVerbs:
 
     def history(self, limit: int | None = 20, offset: int = 0) -> tuple[HistoryEvent, ...]:
         """What happened, newest first. Reads only."""
-        merged = union_all(*_parts()).subquery()
-        newest = (merged.c.at.desc(), merged.c.rank.desc(), merged.c.number.desc())
-        query = select(merged).order_by(*newest).limit(limit).offset(offset)
+        wanted = None if limit is None else limit + offset
         with self.session.reading() as connection:
-            rows = connection.execute(query).mappings().all()
+            # Each kind by its own index, then merged: a union in SQL would read every event of the ledger.
+            parts = [connection.execute(part.limit(wanted)).mappings().all() for part in _parts()]
+            merged = heapq.merge(*parts, key=_newness, reverse=True)
+            rows = list(islice(merged, offset, wanted))
             changed = {row["revision_id"]: _changed(connection, row) for row in rows if row["revision_id"] is not None}
             ids = {row["patch_id"] for row in rows if row["patch_id"] is not None}.union(*changed.values())
             subjects = _subjects(connection, ids)
         return tuple(_event(row, changed, subjects) for row in rows)
 
 
+def _newness(row: RowMapping) -> tuple[str, int, int]:
+    """By time; ``rank`` orders what happened in the same microsecond."""
+    return row["at"], row["rank"], row["number"] or 0
+
+
 def _parts() -> list[Select[Any]]:
-    """One select a kind of event, with the same columns. ``rank`` orders what happened in the same microsecond."""
+    """One select a kind of event, newest first, with the same columns."""
     patches, stacks = schema.patches, schema.stacks
-    revisions, runs = schema.stack_revisions, schema.verifications
+    revisions, runs, tags = schema.stack_revisions, schema.verifications, schema.stack_tags
     text, number = cast(null(), String), cast(null(), Integer)
 
     def part(at: Any, kind: Any, rank: int, **columns: Any) -> Select[Any]:
-        names: dict[str, Any] = dict.fromkeys(("patch_id", "stack", "suite", "author", "message"), text)
+        names: dict[str, Any] = dict.fromkeys(
+            ("patch_id", "stack", "suite", "author", "message", "reason", "tag"), text
+        )
         names |= dict.fromkeys(("number", "revision_id", "stack_id"), number)
         names |= columns
         labelled = [column.label(name) for name, column in names.items()]
-        return select(at.label("at"), kind.label("kind"), literal(rank).label("rank"), *labelled)
+        query = select(at.label("at"), kind.label("kind"), literal(rank).label("rank"), *labelled)
+        return query.order_by(at.desc(), columns.get("number", columns.get("patch_id", at)).desc())
 
     return [
         part(
@@ -64,10 +75,21 @@ def _parts() -> list[Select[Any]]:
             stack=stacks.c.name,
             author=revisions.c.author,
             message=revisions.c.message,
+            reason=revisions.c.reason,
             number=revisions.c.number,
             revision_id=revisions.c.id,
             stack_id=revisions.c.stack_id,
         ).join(stacks, stacks.c.id == revisions.c.stack_id),
+        part(
+            tags.c.created_at,
+            literal("tag"),
+            1,
+            stack=stacks.c.name,
+            author=tags.c.author,
+            message=tags.c.message,
+            number=tags.c.revision,
+            tag=tags.c.name,
+        ).join(stacks, stacks.c.id == tags.c.stack_id),
         part(runs.c.created_at, literal("verify"), 2, patch_id=runs.c.patch_id, suite=runs.c.suite, number=runs.c.id),
     ]
 
@@ -96,9 +118,11 @@ def _event(row: Any, changed: Ids, subjects: dict[str, str]) -> HistoryEvent:
         patch_ids=ids,
         subjects=tuple(subjects.get(patch_id, "?") for patch_id in ids),
         stack=row["stack"],
-        revision=row["number"] if is_revision else None,
+        revision=row["number"] if is_revision or row["kind"] == "tag" else None,
         verification=row["number"] if row["kind"] == "verify" else None,
         suite=row["suite"],
         author=row["author"],
         message=row["message"],
+        reason=row["reason"],
+        tag=row["tag"],
     )

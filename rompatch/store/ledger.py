@@ -17,18 +17,19 @@ from sqlalchemy import inspect
 
 from rompatch.errors import ConflictError, StoreError
 from rompatch.store.bench import BenchVerbs
+from rompatch.store.chains import ChainVerbs
 from rompatch.store.engine import Session, ledger_url, make_engine, translated
 from rompatch.store.history import HistoryVerbs
 from rompatch.store.lookup import ambiguous, matches, not_found
 from rompatch.store.migrate import ensure_current
 from rompatch.store.records import PatchRecord
+from rompatch.store.revisions import RevisionVerbs
 from rompatch.store.runs import VerificationVerbs
-from rompatch.store.stacks import StackVerbs
 
 __all__ = ["Ledger"]
 
 
-class Ledger(StackVerbs, VerificationVerbs, BenchVerbs, HistoryVerbs):
+class Ledger(RevisionVerbs, VerificationVerbs, BenchVerbs, HistoryVerbs, ChainVerbs):
     """One open ledger, for one thread at a time; other processes may use the same file meanwhile.
 
     A verb that writes is atomic. Several become atomic together inside :meth:`transaction`.

@@ -13,7 +13,7 @@ from rompatch.errors import ConflictError, PatchNotFoundError, StoreError
 from rompatch.patch import SHORT_ID, BaseRef, PatchHeader, canonical_json
 from rompatch.store import schema
 from rompatch.store.engine import Session
-from rompatch.store.lookup import not_found, records_of, subject_key
+from rompatch.store.lookup import not_found, not_removed, records_of, subject_key
 from rompatch.store.members import batches, stacks_holding
 from rompatch.store.records import BaseRecord, PatchRecord, base_from, patch_from
 
@@ -191,7 +191,8 @@ class PatchVerbs:
         """Patches that are not removed, newest first; of one subject, of one base, or those that have expired on the
         day *expired_on* (ISO 8601), if asked. Reads only."""
         table = schema.patches
-        wanted: list[ColumnElement[bool]] = [table.c.removed_at.is_(None)]
+        few = subject is not None or expired_on is not None
+        wanted: list[ColumnElement[bool]] = [not_removed() if few else table.c.removed_at.is_(None)]
         if subject is not None:
             wanted.append(table.c.subject_key == subject_key(subject))
         if base_id is not None:

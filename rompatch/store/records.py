@@ -122,6 +122,45 @@ class RevisionRecord:
     removed: tuple[str, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        lists = {name: list(getattr(self, name)) for name in ("members", "added", "removed")}
+        return vars(self) | lists | {"details": dict(self.details)}
+
+
+@dataclass(frozen=True)
+class TagRecord:
+    """A name that a revision of a stack was given."""
+
+    stack: str
+    name: str
+    revision: int
+    created_at: str
+    author: str | None
+    message: str | None
+
+
+@dataclass(frozen=True)
+class FactEvent:
+    """One thing that happened to a patch on some subject.
+
+    Args:
+        kind: "create" or "remove" (the patch itself), "on" or "off" (a stack).
+        action: of the revision that put it on or took it off.
+        others: ids of the patches that it replaced ("on") or was replaced by ("off").
+    """
+
+    at: str
+    kind: str
+    patch_id: str
+    stack: str | None = None
+    revision: int | None = None
+    action: str | None = None
+    others: tuple[str, ...] = ()
+    author: str | None = None
+    message: str | None = None
+    reason: str | None = None
+
 
 @dataclass(frozen=True)
 class ScoreRecord:
@@ -158,8 +197,8 @@ class VerificationRecord:
 class HistoryEvent:
     """One line of the log.
 
-    ``kind``: "create", "remove" (a patch), "stack" (a stack came to be), "apply", "revert", "clear", "restore" (a
-    revision), "verify". ``patch_ids`` and ``subjects`` run in parallel.
+    ``kind``: "create", "remove" (a patch), "stack" (a stack came to be), another of :data:`ACTIONS` (a revision),
+    "tag", "verify". ``patch_ids`` and ``subjects`` run in parallel. ``tag`` is the name that a revision was given.
     """
 
     at: str
@@ -172,6 +211,8 @@ class HistoryEvent:
     suite: str | None = None
     author: str | None = None
     message: str | None = None
+    reason: str | None = None
+    tag: str | None = None
 
 
 def decoded(text: Any, what: str) -> Any:

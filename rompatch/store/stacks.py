@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from rompatch.store.runs import SettingVerbs
 ACTIVE_STACK = "active_stack"
 """The setting that names the stack in force."""
 
+_STACK_NAME = re.compile(r"\w[\w.+-]{0,99}")
+
 
 class StackVerbs(PatchVerbs, SettingVerbs):
     """Verbs on stacks; part of :class:`~rompatch.store.ledger.Ledger`. A stack is named by its name or record."""
@@ -38,7 +41,12 @@ class StackVerbs(PatchVerbs, SettingVerbs):
 
         Raises:
             ConflictError: a stack of that name exists, or the base is unknown.
+            StoreError: no stack can be called so.
         """
+        if not _STACK_NAME.fullmatch(name):
+            raise StoreError(
+                f"No stack can be called {name!r}.", expected="up to 100 letters, digits, '.', '_', '+', '-'"
+            )
         with self.session.writing() as connection:
             if connection.execute(select(schema.stacks.c.id).where(_living(name))).first():
                 raise ConflictError(f"A stack {name!r} exists already.", next_step="Choose another name, or use it.")
@@ -46,7 +54,7 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             stack_id = insert_row(connection, schema.stacks, row)
             about = {"action": "create", "author": author, "message": message, "reason": reason}
             _insert_revision(connection, stack_id, 0, None, **about)
-            if self.active_stack() is None:
+            if self.active_stack() is None and len(self.stacks()) == 1:
                 self.set_active_stack(name)
         return self.stack(name)
 
@@ -57,7 +65,7 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             PatchNotFoundError: there is none.
         """
         with self.session.reading() as connection:
-            return _record(_stack_row(connection, name))
+            return _record(stack_row(connection, name))
 
     def stacks(self) -> tuple[StackRecord, ...]:
         """Every stack that was not removed, by name. Reads only."""
@@ -84,6 +92,43 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             self.set_setting(ACTIVE_STACK, name)
         return record
 
+    def drop_stack(
+        self,
+        name: str,
+        *,
+        force: bool = False,
+        author: str | None = None,
+        message: str | None = None,
+        reason: str | None = None,
+    ) -> RevisionRecord:
+        """Remove a stack: a last revision takes everything off, and its name is free for another. Writes.
+
+        Its revisions stay in the log. Without *force* only an empty stack that is not active goes; with it none may be
+        active afterwards.
+
+        Raises:
+            ConflictError: it is active, or has patches, and not *force*.
+            PatchNotFoundError: there is none of that name.
+        """
+        with self.session.writing() as connection:
+            row = stack_row(connection, name)
+            members = member_ids(connection, row["id"])
+            is_active = self.setting(ACTIVE_STACK) == name
+            if not force and (is_active or members):
+                found = ["it is the active stack"] * is_active + [f"it has {len(members)} patches"] * bool(members)
+                raise ConflictError(
+                    f"Stack {name!r} was not removed.",
+                    found=" and ".join(found),
+                    next_step="Say --force, or choose another stack first: `rompatch stack use NAME`.",
+                )
+            about = {"action": "drop", "author": author, "message": message, "reason": reason}
+            revision = self._commit(connection, row, (), members, None, **about)
+            table = schema.stacks
+            connection.execute(update(table).where(table.c.id == row["id"]).values(removed_at=now()))
+            if is_active:
+                self.set_setting(ACTIVE_STACK, None)
+        return revision
+
     def members(self, stack: StackRecord | str, revision: int | None = None) -> tuple[PatchRecord, ...]:
         """The patches of a stack's current (or an older) revision in canonical order, by id. Reads only.
 
@@ -93,7 +138,7 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             PatchNotFoundError: no such stack or revision.
         """
         with self.session.reading() as connection:
-            row = _stack_row(connection, _name(stack))
+            row = stack_row(connection, _name(stack))
             _check_revision(row, revision)
             query = (
                 select(schema.patches)
@@ -110,7 +155,7 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             PatchNotFoundError: no such stack or revision.
         """
         with self.session.reading() as connection:
-            row = _stack_row(connection, _name(stack))
+            row = stack_row(connection, _name(stack))
             _check_revision(row, revision)
             return member_ids(connection, row["id"], revision)
 
@@ -199,7 +244,7 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             PatchNotFoundError: no such stack.
         """
         with self.session.reading() as connection:
-            return self._rivals(connection, _stack_row(connection, _name(stack))["id"], new)
+            return self._rivals(connection, stack_row(connection, _name(stack))["id"], new)
 
     def revision(self, stack: StackRecord | str, number: int) -> RevisionRecord:
         """One revision of a stack. Reads only.
@@ -209,7 +254,7 @@ class StackVerbs(PatchVerbs, SettingVerbs):
         """
         table = schema.stack_revisions
         with self.session.reading() as connection:
-            row = _stack_row(connection, _name(stack))
+            row = stack_row(connection, _name(stack))
             _check_revision(row, number)
             found = select(table).where(table.c.stack_id == row["id"], table.c.number == number)
             return _revision_record(connection, row["name"], connection.execute(found).mappings().one())
@@ -220,26 +265,34 @@ class StackVerbs(PatchVerbs, SettingVerbs):
         """The revisions of a stack, newest first, so many if asked. Reads only."""
         table = schema.stack_revisions
         with self.session.reading() as connection:
-            row = _stack_row(connection, _name(stack))
+            row = stack_row(connection, _name(stack))
             query = select(table).where(table.c.stack_id == row["id"]).order_by(table.c.number.desc())
             found = connection.execute(query.limit(limit).offset(offset)).mappings().all()
-            return tuple(_revision_record(connection, row["name"], item) for item in found)
+            members = set(member_ids(connection, row["id"], found[0]["number"])) if found else set()
+            records = []
+            for item in found:  # downwards, each from the one after it: members are read once
+                records.append(_revision_record(connection, row["name"], item, members))
+                members = members.difference(records[-1].added).union(records[-1].removed)
+            return tuple(records)
 
     def _rivals(self, connection: Connection, stack_id: int, new: Sequence[PatchRecord]) -> tuple[PatchRecord, ...]:
         stays, patches, sites = schema.stack_members, schema.patches, schema.sites
         here = select(stays.c.patch_id).where(staying(stack_id))
-        ids = {patch.id for patch in new} & set(connection.scalars(here))
+        members = set(connection.scalars(here))
+        ids = {patch.id for patch in new} & members
         for some in batches({subject_key(patch.subject) for patch in new}):
             about = select(patches.c.id).where(patches.c.subject_key.in_(some), patches.c.id.in_(here))
             ids |= set(connection.scalars(about))
-        hashes = {(site.parameter, site.sha256) for patch in new for site in patch.header.sites}
-        for parameter, sha256 in sorted(hashes):
-            other = (sites.c.parameter == parameter) & (sites.c.tensor_sha256 != sha256)
-            ids |= set(connection.scalars(select(sites.c.patch_id).where(other, sites.c.patch_id.in_(here)).limit(1)))
+        hashes = {site.parameter: site.sha256 for patch in new for site in patch.header.sites}
+        for some in batches(members):  # by patch: a site's name is that of nearly every patch in the ledger
+            columns = (sites.c.patch_id, sites.c.parameter, sites.c.tensor_sha256)
+            for patch_id, parameter, sha256 in connection.execute(select(*columns).where(sites.c.patch_id.in_(some))):
+                if hashes.get(parameter, sha256) != sha256:
+                    ids.add(patch_id)
         return records_of(connection, ids)
 
     def _row_at(self, connection: Connection, stack: StackRecord | str, expected: int | None) -> Any:
-        row = _stack_row(connection, _name(stack))
+        row = stack_row(connection, _name(stack))
         if expected is not None and row["revision"] != expected:
             raise StaleStackError(
                 f"Stack {row['name']!r} was changed meanwhile.",
@@ -283,7 +336,12 @@ def _living(name: str) -> ColumnElement[bool]:
     return and_(schema.stacks.c.name == name, schema.stacks.c.removed_at.is_(None))
 
 
-def _stack_row(connection: Connection, name: str) -> Any:
+def stack_row(connection: Connection, name: str) -> Any:
+    """The row of the stack of that name.
+
+    Raises:
+        PatchNotFoundError: there is none; similar names are suggested.
+    """
     row = connection.execute(select(schema.stacks).where(_living(name))).mappings().first()
     if row is None:
         names = connection.scalars(
@@ -314,13 +372,13 @@ def _insert_revision(
     return insert_row(connection, schema.stack_revisions, row)
 
 
-def _revision_record(connection: Connection, stack: str, row: Any) -> RevisionRecord:
+def _revision_record(connection: Connection, stack: str, row: Any, members: set[str] | None = None) -> RevisionRecord:
     added, removed = changes(connection, row["stack_id"], row["number"])
     names = ("number", "parent", "created_at", "author", "action", "message", "reason")
     return RevisionRecord(
         stack=stack,
         **{name: row[name] for name in names},
-        members=member_ids(connection, row["stack_id"], row["number"]),
+        members=member_ids(connection, row["stack_id"], row["number"]) if members is None else tuple(sorted(members)),
         added=added,
         removed=removed,
         details=decoded(row["details"], f"details of revision {row['number']} of stack {stack!r}"),

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rompatch.errors import RequestError
-from rompatch.store.records import HistoryEvent, PatchRecord, StackRecord, VerificationRecord
+from rompatch.store.records import FactEvent, HistoryEvent, PatchRecord, StackRecord, VerificationRecord
 from rompatch.workflows.opened import BASE_SETTING, BaseSpec, OpenStore
+from rompatch.workflows.provenance import is_expired, today
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Patches, newest first, and the ids of those that are active."""
+    """One page of patches, newest first, and the ids of those that are active; ``more``: older ones follow."""
 
     patches: tuple[PatchRecord, ...]
+    active: frozenset[str]
+    limit: int | None
+    offset: int
+    more: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        patches = [patch_json(record, record.id in self.active) for record in self.patches]
+        return {"patches": patches, "limit": self.limit, "offset": self.offset, "more": self.more}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What happened to the facts about one subject: its patches by id, and the events, oldest first."""
+
+    subject: str
+    patches: dict[str, PatchRecord]
+    events: tuple[FactEvent, ...]
     active: frozenset[str]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object (documented in docs/json.md)."""
-        return {"patches": [patch_json(record, record.id in self.active) for record in self.patches]}
+        return {
+            "subject": self.subject,
+            "patches": [
+                patch_json(record, one in self.active) | {"removed_at": record.removed_at}
+                for one, record in self.patches.items()
+            ],
+            "events": [vars(event) | {"others": list(event.others)} for event in self.events],
+        }
 
 
 @dataclass(frozen=True)
@@ -81,21 +108,58 @@ class Status:
             "base": vars(self.base) | {"chosen": self.base_chosen},
             "stack": None if stack is None else {"name": stack.name, "revision": stack.revision},
             "active": [patch_json(record, True) for record in self.active],
+            "expired": [record.id for record in self.expired],
             "n_patches": self.n_patches,
         }
 
+    @property
+    def expired(self) -> tuple[PatchRecord, ...]:
+        """Active patches whose day has come."""
+        return tuple(record for record in self.active if is_expired(record))
+
 
 def listing(
-    store: OpenStore, subject: str | None = None, *, active_only: bool = False, limit: int | None = None
+    store: OpenStore,
+    subject: str | None = None,
+    *,
+    active_only: bool = False,
+    expired_only: bool = False,
+    limit: int | None = None,
+    offset: int = 0,
 ) -> Listing:
-    """Patches, newest first, of one subject or of the active stack if asked. Reads only.
+    """One page of patches, newest first: of one subject, of the active stack, expired ones, if asked. Reads only.
 
     Raises:
-        RequestError: a negative limit.
+        RequestError: a negative limit or offset.
     """
-    _not_negative(limit=limit)
-    active = frozenset(record.id for record in store.active())
-    return Listing(store.patches(subject, active=active_only, limit=limit), active)
+    _not_negative(limit=limit, offset=offset)
+    stack = store.stack()
+    active = frozenset(() if stack is None else store.ledger.member_ids(stack))
+    beyond = None if limit is None else limit + 1
+    if active_only:
+        wanted = (one for one in store.patches(subject, active=True) if not expired_only or is_expired(one))
+        found = tuple(islice(wanted, offset, None if beyond is None else offset + beyond))
+    else:
+        day = today() if expired_only else None
+        found = store.ledger.patches(subject, expired_on=day, limit=beyond, offset=offset)
+    return Listing(found[:limit], active, limit, offset, limit is not None and len(found) > limit)
+
+
+def chain(store: OpenStore, name: str) -> Chain:
+    """What happened to the facts about one subject, oldest first. Reads only.
+
+    Args:
+        name: a subject, or a patch (its id or a prefix) whose subject is meant.
+
+    Raises:
+        PatchNotFoundError, AmbiguousIdError: *name* means nothing, or several patches that are not on one subject.
+    """
+    patches, events = store.ledger.fact_history(name)
+    if not patches:
+        patches, events = store.ledger.fact_history(store.resolve(name).subject)
+    stack = store.stack()
+    active = frozenset(() if stack is None else store.ledger.member_ids(stack))
+    return Chain(patches[-1].subject, {record.id: record for record in patches}, events, active)
 
 
 def details(store: OpenStore, name: str) -> Details:
@@ -105,7 +169,8 @@ def details(store: OpenStore, name: str) -> Details:
         PatchNotFoundError, AmbiguousIdError: it means no patch, or several.
     """
     record = store.resolve(name)
-    active = record.id in {member.id for member in store.active()}
+    stack = store.stack()
+    active = stack is not None and record.id in store.ledger.member_ids(stack)
     return Details(record, store.blobs.path(record.id), active, store.ledger.verifications(record.id))
 
 
@@ -123,7 +188,7 @@ def history(store: OpenStore, *, limit: int = 20, offset: int = 0) -> Page:
 def status(store: OpenStore) -> Status:
     """What is in force. Reads only."""
     chosen = store.ledger.setting(BASE_SETTING) is not None
-    return Status(store.root, store.base_spec(), chosen, store.stack(), store.active(), len(store.patches()))
+    return Status(store.root, store.base_spec(), chosen, store.stack(), store.active(), store.ledger.count_patches())
 
 
 def patch_json(record: PatchRecord, active: bool) -> dict[str, Any]:
@@ -144,6 +209,9 @@ def patch_json(record: PatchRecord, active: bool) -> dict[str, Any]:
         "created_at": record.created_at,
         "author": record.author,
         "message": record.message,
+        "source": record.source,
+        "expires_at": record.expires_at,
+        "expired": is_expired(record),
         "file_size": record.file_size,
     }
 

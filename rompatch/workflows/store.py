@@ -12,7 +12,7 @@ from rompatch.store.bench import BenchResultRecord, BenchRunRecord
 from rompatch.store.blobs import Blobs
 from rompatch.store.ledger import Ledger
 from rompatch.store.location import FOLDER, create_store, find_store, ledger_path, patches_path
-from rompatch.store.records import PatchRecord, RevisionRecord
+from rompatch.store.records import PatchRecord, RevisionRecord, TagRecord
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rompatch.workflows.bases import BaseChange
     from rompatch.workflows.benchmarking import Benched
     from rompatch.workflows.blaming import Blame
-    from rompatch.workflows.browsing import Details, Page, Status
+    from rompatch.workflows.browsing import Chain, Details, Page, Status
     from rompatch.workflows.bundle_import import BundleImported
     from rompatch.workflows.bundling import BundleReport
     from rompatch.workflows.checking import Checked
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from rompatch.workflows.forecasting import StackPlan
     from rompatch.workflows.generating import Generated
     from rompatch.workflows.importing import Imported
+    from rompatch.workflows.merging import MergePlan
     from rompatch.workflows.stack_report import StackVerified
     from rompatch.workflows.tuned import Tuned
     from rompatch.workflows.verifying import Verified
+    from rompatch.workflows.versions import RevisionPage, StackDiff, StackInfo
 
 __all__ = ["BaseSpec", "Store", "open_store"]
 
@@ -89,6 +91,84 @@ class Store(OpenStore):
         from rompatch.workflows import stacking
 
         return stacking.revert(self, names, message=message, reason=reason)
+
+    def new_stack(self, name: str, **options: Any) -> StackInfo:
+        """A new stack; options as of :func:`rompatch.workflows.versions.new_stack`."""
+        from rompatch.workflows import versions
+
+        return versions.new_stack(self, name, **options)
+
+    def stacks(self) -> tuple[StackInfo, ...]:
+        """Every stack, by name. Reads only."""
+        from rompatch.workflows import versions
+
+        return versions.stack_infos(self)
+
+    def stack_info(self, name: str | None = None) -> StackInfo:
+        """One stack with its tags, the active one if none is named. Reads only."""
+        from rompatch.workflows import versions
+
+        return versions.stack_info(self, name)
+
+    def revision(self, name: str | None = None) -> tuple[RevisionRecord, tuple[PatchRecord, ...]]:
+        """One revision and the patches in it; see :func:`rompatch.workflows.versions.revision`."""
+        from rompatch.workflows import versions
+
+        return versions.revision(self, name)
+
+    def use_stack(self, name: str) -> StackInfo:
+        """Make a stack the active one; see :func:`rompatch.workflows.versions.use_stack`."""
+        from rompatch.workflows import versions
+
+        return versions.use_stack(self, name)
+
+    def remove_stack(self, name: str, **options: Any) -> RevisionRecord:
+        """Remove a stack; options as of :func:`rompatch.workflows.versions.remove_stack`."""
+        from rompatch.workflows import versions
+
+        return versions.remove_stack(self, name, **options)
+
+    def stack_log(self, name: str | None = None, *, limit: int = 20, offset: int = 0) -> RevisionPage:
+        """A stack's revisions, newest first; see :func:`rompatch.workflows.versions.stack_log`."""
+        from rompatch.workflows import versions
+
+        return versions.stack_log(self, name, limit=limit, offset=offset)
+
+    def diff(self, before: str, after: str = "HEAD") -> StackDiff:
+        """What changes from one revision to another; see :func:`rompatch.workflows.versions.diff`."""
+        from rompatch.workflows import versions
+
+        return versions.diff(self, before, after)
+
+    def checkout(self, revision: str, **options: Any) -> RevisionRecord:
+        """Go back to the patches of a revision; options as of :func:`rompatch.workflows.versions.checkout`."""
+        from rompatch.workflows import versions
+
+        return versions.checkout(self, revision, **options)
+
+    def tag(self, name: str, revision: str = "HEAD", *, message: str | None = None) -> TagRecord:
+        """Give a revision a name; see :func:`rompatch.workflows.versions.tag`."""
+        from rompatch.workflows import versions
+
+        return versions.tag(self, name, revision, message=message)
+
+    def plan_merge(self, source: str, into: str | None = None) -> MergePlan:
+        """What a merge would do; see :func:`rompatch.workflows.merging.plan_merge`."""
+        from rompatch.workflows import merging
+
+        return merging.plan_merge(self, source, into)
+
+    def merge(self, source: str, into: str | None = None, **options: Any) -> RevisionRecord:
+        """Merge a stack into another; options as of :func:`rompatch.workflows.merging.merge`."""
+        from rompatch.workflows import merging
+
+        return merging.merge(self, source, into, **options)
+
+    def chain(self, name: str) -> Chain:
+        """What happened to the facts about a subject; see :func:`rompatch.workflows.browsing.chain`."""
+        from rompatch.workflows import browsing
+
+        return browsing.chain(self, name)
 
     def remove(self, name: str) -> PatchRecord:
         """Delete a patch that is not active; see :func:`rompatch.workflows.stacking.remove`."""

@@ -191,6 +191,35 @@ def test_bundles(run: Run, two: tuple[str, str]) -> None:
     check("rompatch bundle import", new, read(run("bundle", "import", "b", "--json")))
 
 
+def test_the_commands_on_stacks(run: Run, two: tuple[str, str], place: Path) -> None:
+    tower, bell = two
+    run("apply", tower, "--source", "https://example.org", "--expires", "2001-01-01")
+    check("rompatch stack tag", read(run("stack", "tag", "v1", "-m", "m", "--json")))
+    new = read(run("stack", "new", "trial", "--from", "main@r0", "--json"))
+    check("rompatch stack use", read(run("stack", "use", "main", "--json")))
+    check("rompatch stack list", read(run("stack", "list", "--json")))
+    check("Stack", new | {"tags": read(run("stack", "list", "--json"))["stacks"][0]["tags"]})
+    berlin = put(tiny_patch(target_new="Berlin", seed=8), place)
+    read(run("apply", berlin, "--supersede", "--json"))
+    check("rompatch status", read(run("status", "--json")) | {"expired": ["x"]})
+    check("rompatch stack show", read(run("stack", "show", "--json")))
+    check("rompatch stack log", read(run("stack", "log", "--json")))
+    check("rompatch stack diff", read(run("stack", "diff", "r1", "r2", "--json")))
+    check("rompatch stack checkout", read(run("stack", "checkout", "r1", "--json")))
+    check("rompatch history", read(run("history", "Eiffel Tower", "--json")))
+    check("rompatch log", read(run("log", "--json")))
+    run("stack", "use", "trial")
+    run("apply", berlin, bell)
+    next(place.rglob(f"{bell}*")).unlink()
+    plan = read(run("stack", "merge", "trial", "main", "--dry-run", "--json"))
+    assert plan["problems"]
+    next(place.rglob(f"{berlin}*")).rename(place / "aside")
+    run("stack", "merge", "main", "--theirs", "--json")
+    merged = read(run("stack", "show", "--json"))
+    check("rompatch stack merge", plan, merged)
+    check("rompatch stack rm", read(run("stack", "rm", "trial", "--force", "--json")) | {"details": {"any": 1}})
+
+
 def test_printed_paths_name_lists_and_objects() -> None:
     assert set(printed({"a": [{"b": 1}], "c": {}, "d": [], "e": None})) == {"a[].b", "c", "d[]", "e"}
 

@@ -274,3 +274,45 @@ def test_use_and_create_answer_an_unknown_model_alike(run: Run, two: Two) -> Non
     ]
     assert errors[0] == errors[1]
     assert "Did you mean 'smollm2-135m'?" in errors[0]
+
+
+def test_the_commands_on_stacks_say_what_they_did(run: Run, two: Two, place: Path) -> None:
+    tower, bell = two
+    run("apply", tower, "-m", "first", "--reason", "T-1")
+    assert run("stack", "tag", "v1").stdout == "main@r1 is tagged 'v1'\n"
+    assert "'trial' on pico with 1 patch" in run("stack", "new", "trial", "--from", "v1").stdout
+    run("apply", bell)
+    log = run("stack", "log").stdout.splitlines()
+    assert log[2].startswith("r1 (v1) ")
+    assert log[2].endswith("tester  first / T-1")
+    assert run("stack", "diff", "v1").stdout == f"+ {bell}  Big Ben is in: London -> Paris\n"
+    assert run("stack", "checkout", "v1").stdout.startswith(f"reverted {bell} (Big Ben -> Paris)\n")
+    assert "r2 (apply)" in run("stack", "show", "r2").stdout
+    assert [line[0] for line in run("stack", "list").stdout.splitlines()[1:]] == ["*", " "]
+    assert "nothing was changed" in run("stack", "merge", "main@r2", "trial", "--dry-run").stderr
+    assert "stack 'trial' is at revision 2 with 2 patches" in run("stack", "merge", "main@r2", "trial").stdout
+    assert run("stack", "use", "trial").stdout == "stack 'trial' is active: r2 with 2 patches\n"
+    assert "--force" in run("stack", "rm", "trial", code=1).stderr
+    assert run("stack", "rm", "trial", "--force").stdout == "removed stack 'trial' with 2 patches\n"
+    assert "rompatch stack use" in run("apply", bell, code=1).stderr
+    assert "Did you mean 'main'" in run("stack", "use", "mian", code=4).stderr
+
+
+def test_the_history_of_a_fact_tells_who_replaced_what(run: Run, two: Two, place: Path) -> None:
+    run("apply", two[0], "--expires", "2001-01-31")
+    assert "1 patch of the stack expired" in run("status").stderr
+    assert two[0] in run("list", "--expired").stdout
+    assert "2001-01-31 (expired)" in run("show", two[0]).stdout
+    berlin = put(tiny_patch(target_new="Berlin", seed=8), place)
+    assert f"superseded {two[0]}" in run("apply", berlin, "--supersede", "--reason", "moved").stdout
+    told = run("history", "eiffel tower").stdout
+    assert f"superseded  {two[0]}" in told
+    assert f"replaces {two[0]} / moved" in told
+
+
+def test_list_and_log_come_in_pages_and_say_so(run: Run, two: Two) -> None:
+    first, second = run("list", "--limit", 1), run("list", "--limit", 1, "--offset", 1)
+    assert "--offset 1, or --all" in first.stderr
+    assert (two[1] in first.stdout, two[0] in second.stdout, second.stderr) == (True, True, "")
+    assert read(run("list", "--limit", 1, "--json"))["more"] is True
+    assert read(run("list", "--all", "--json"))["more"] is False

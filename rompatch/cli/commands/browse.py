@@ -40,29 +40,46 @@ def status_command(settings: Settings, as_json: bool) -> None:
         )
     )
     for record in status.active:
-        click.echo(f"  {render.plain(record.short_id)}  {render.plain(fact(record))}")
+        expiry = f"  (expired {record.expires_at})" if record in status.expired else ""
+        click.echo(f"  {render.plain(record.short_id)}  {render.plain(fact(record))}{expiry}")
+    if status.expired:
+        note = f"{render.patches(len(status.expired))} of the stack expired: `rompatch list --expired` shows them"
+        settings.reporter().note(note)
 
 
 @command("list", examples=("rompatch list", 'rompatch list --subject "Eiffel Tower"', "rompatch list --active --json"))
 @option("--subject", type=WORDS, metavar="TEXT", help="Only patches about this subject.")
 @option("--active", is_flag=True, help="Only patches that are active.")
-@option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N of them.")
+@option("--expired", is_flag=True, help="Only patches whose --expires day has come.")
+@option("--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="Patches on a page.")
+@option("--offset", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Patches to skip.")
+@option("--all", "everything", is_flag=True, help="All of them on one page.")
 @json_option
-def list_command(settings: Settings, subject: str | None, active: bool, limit: int | None, as_json: bool) -> None:
+def list_command(
+    settings: Settings,
+    subject: str | None,
+    active: bool,
+    expired: bool,
+    limit: int | None,
+    offset: int,
+    everything: bool,
+    as_json: bool,
+) -> None:
     """List patches, newest first.
 
     Active ones are marked with an asterisk.
     """
     from rompatch.workflows.browsing import listing
 
+    limit = None if everything else limit
     with settings.open_store() as store:
-        found = listing(store, subject, active_only=active, limit=limit)
+        found = listing(store, subject, active_only=active, expired_only=expired, limit=limit, offset=offset)
     if as_json:
         render.emit_json(found.to_json())
         return
     if not found.patches:
         settings.reporter().note(
-            "no patches" + (" like that" if subject or active else ": `rompatch create` makes one")
+            "no patches" + (" like that" if subject or active or expired or offset else ": `rompatch create` makes one")
         )
         return
     rows = [
@@ -75,6 +92,8 @@ def list_command(settings: Settings, subject: str | None, active: bool, limit: i
         for record in found.patches
     ]
     click.echo(render.table(("", "patch", "prompt", "true object", "new object", "created (UTC)"), rows, flexible=2))
+    if found.more and limit is not None:
+        settings.reporter().note(f"older patches: --offset {offset + limit}, or --all")
 
 
 @command("log", examples=("rompatch log", "rompatch log --limit 50 --offset 50"))
@@ -115,6 +134,8 @@ def _what(event: HistoryEvent) -> str:
     )
     if event.verification is not None:
         return f"{named or 'the stack'}: run {event.verification}"
+    if event.tag is not None:
+        return f"{event.stack}@{event.revision}: {event.tag}"
     if event.stack is not None:
         return f"{event.stack}@{event.revision}" + (f": {named}" if named else "")
     return named

@@ -43,6 +43,8 @@ def show_command(settings: Settings, name: str, as_json: bool) -> None:
 
 
 def _about(found: Details) -> list[tuple[str, str | None]]:
+    from rompatch.workflows.provenance import is_expired
+
     record, header = found.record, found.record.header
     statistics = header.statistics
     lines: list[tuple[str, str | None]] = [
@@ -67,6 +69,8 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
         *measured_lines(record),
         ("made", f"{render.moment(record.created_at)} UTC" + (f" by {record.author}" if record.author else "")),
         ("message", record.message),
+        ("source", record.source),
+        ("expires", record.expires_at and record.expires_at + (" (expired)" if is_expired(record) else "")),
         ("file", f"{found.path} ({render.size(record.file_size)})"),
         ("versions", ", ".join(f"{name} {number}" for name, number in sorted(header.versions.items()))),
     ]

@@ -80,7 +80,7 @@ def apply_command(
         elif verify:
             _verified(store, store.apply_verified(*names, **options, **model), as_json)
         else:
-            _report(store, store.apply(*names, **options), as_json)
+            report(store, store.apply(*names, **options), as_json)
 
 
 @command("revert", examples=('rompatch revert "Eiffel Tower"', 'rompatch revert --all --reason "back to the release"'))
@@ -108,7 +108,7 @@ def revert_command(
         )
     with settings.open_store() as store:
         revision = store.revert(*names, message=message, reason=reason)
-        _report(store, revision, as_json)
+        report(store, revision, as_json)
 
 
 def _plan(store: Store, names: tuple[str, ...], supersede: bool, as_json: bool) -> None:
@@ -125,16 +125,17 @@ def _verified(store: Store, found: AppliedVerified, as_json: bool) -> None:
     from rompatch.cli.verify_text import stack_text
 
     if as_json:
-        render.emit_json(_json(found.revision) | {"verified": found.verified.to_json(), "named": list(found.named)})
+        render.emit_json(found.revision.to_json() | {"verified": found.verified.to_json(), "named": list(found.named)})
         return
     click.echo(stack_text(found.verified, 5))
     click.echo()
-    _report(store, found.revision, as_json=False)
+    report(store, found.revision, as_json=False)
 
 
-def _report(store: Store, revision: RevisionRecord, as_json: bool) -> None:
+def report(store: Store, revision: RevisionRecord, as_json: bool) -> None:
+    """Say what a new revision changed."""
     if as_json:
-        render.emit_json(_json(revision))
+        render.emit_json(revision.to_json())
         return
     labels = store.labels((*revision.removed, *revision.added))
     taken_off = "superseded" if revision.action == "supersede" else "reverted"
@@ -143,8 +144,3 @@ def _report(store: Store, revision: RevisionRecord, as_json: bool) -> None:
             click.echo(f"{verb} {render.plain(labels[patch_id])}")
     count = render.patches(len(revision.members))
     click.echo(f"stack {revision.stack!r} is at revision {revision.number} with {count}")
-
-
-def _json(revision: RevisionRecord) -> dict[str, Any]:
-    lists = {name: list(getattr(revision, name)) for name in ("members", "added", "removed")}
-    return vars(revision) | lists | {"details": dict(revision.details)}
