@@ -75,13 +75,18 @@ def ask_delta(model: PreTrainedModel, path: Path, prompts: Sequence[Sequence[int
             parameters[name].data = weight
 
 
-def ask_llama(base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+def ask_llama(
+    base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], *, scale: float = 1.0
+) -> list[Answer]:
     """llama.cpp with the GGUF file *base* and *adapter*, in a process of its own: it ends the process on bad files.
+
+    Args:
+        scale: what llama.cpp multiplies the adapter's update by.
 
     Raises:
         OutputError: it does not load them.
     """
-    asked = {"base": str(base), "adapter": None if adapter is None else str(adapter), "top": TOP}
+    asked = {"base": str(base), "adapter": None if adapter is None else str(adapter), "scale": scale, "top": TOP}
     done = subprocess.run(
         [sys.executable, "-m", "rompatch.export.llamacpp"],
         input=json.dumps(asked | {"prompts": [list(ids) for ids in prompts]}),

@@ -1,6 +1,7 @@
 """``python -m rompatch.export.llamacpp``: llama.cpp asked for next tokens. JSON on stdin, JSON on stdout.
 
-In: ``{"base", "adapter" or null, "top", "prompts": [[token ids]]}``. Out: for each prompt token id to probability.
+In: ``{"base", "adapter" or null, "scale", "top", "prompts": [[token ids]]}``.
+Out: for each prompt token id to probability.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def answer(asked: dict[str, Any]) -> list[dict[int, float]]:
     params.verbosity = 0
     if asked["adapter"] is not None:
         adapter = xllamacpp.CommonAdapterLoraInfo()
-        adapter.path, adapter.scale = asked["adapter"], 1.0
+        adapter.path, adapter.scale = asked["adapter"], asked["scale"]
         params.lora_adapters = [adapter]
     server = xllamacpp.Server(params)
     return [_one(server, ids, asked["top"]) for ids in asked["prompts"]]
