@@ -23,7 +23,8 @@
     │   └── ConflictError       the ledger's state forbids the change (still applied, already there)
     │       └── StaleStackError the stack was changed after the change was planned
     ├── OutputError             an output exists already or cannot be written
-    └── GateError               a verification gate failed (exit code 3)
+    ├── GateError               a verification gate failed (exit code 3)
+    └── PartialError            some of many failed, the others are done (exit code 3)
 
 An error is a small paragraph: what was asked, what was expected, what was found, what to do next. The facts are
 attributes (``expected``, ``found``, ``next_step``, plus whatever the raiser names), the command line alone turns them
@@ -175,5 +176,11 @@ class OutputError(RompatchError):
 
 class GateError(RompatchError):
     """A verification gate (``--min-score`` and its like) was not met."""
+
+    exit_code = 3
+
+
+class PartialError(RompatchError):
+    """Some parts of a job failed; the others are done and kept."""
 
     exit_code = 3

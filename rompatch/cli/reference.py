@@ -30,7 +30,7 @@ no terminal.
 | 0 | done |
 | 1 | failed: the paragraph on stderr says what was expected, what was found, and what to do next |
 | 2 | the command line or the edit request is wrong |
-| 3 | a gate was missed, or an `audit` found something unexplained or missing; `apply` has changed nothing then |
+| 3 | a gate was missed (`apply` has changed nothing then), an `audit` found a fault, or some of many failed |
 | 4 | no patch of that name, or several |
 | 70 | a bug in rompatch (`ROMPATCH_DEBUG=1` prints the traceback) |
 | 130 | interrupted with Ctrl-C |

@@ -22,6 +22,7 @@ EDIT, LOOK, USE, MORE = "Edit facts", "Look", "Use the edited model", "More"
 
 COMMANDS: dict[str, Entry] = {
     "create": Entry("create", "Compute a patch that changes one fact, and record it.", EDIT, quick=False),
+    "rebase": Entry("rebase", "Recompute a stack for another base, on a stack of its own.", EDIT, quick=False),
     "apply": Entry("stack", "Put patches onto the active stack.", EDIT),
     "revert": Entry("stack", "Take patches off the active stack.", EDIT),
     "stack": Entry("versions", "Keep named stacks, and go back and forth in their revisions.", EDIT),

@@ -19,7 +19,9 @@ class Fact:
         target: o*, the new object ("Rome").
         true: o^c, the object that is true now; None: asked of the atlas, then of the model.
         prompt: the template itself, which wins over the relation.
-        message: why, for the ledger; None: that of the whole job.
+        message: why, for the ledger; None: that of the whole job, as for the next two.
+        source: where the fact comes from.
+        expires: the day (``YYYY-MM-DD``) from which on it may no longer hold.
         name: what the person calls it; shown in messages, kept nowhere.
     """
 
@@ -29,6 +31,8 @@ class Fact:
     true: str | None = None
     prompt: str | None = None
     message: str | None = None
+    source: str | None = None
+    expires: str | None = None
     name: str | None = None
 
     @property

@@ -71,18 +71,19 @@ def difference(record: PatchRecord, request: EditRequest) -> str:
     return f"patch {record.label} exists for the same request with other settings"
 
 
-def check_apply(store: OpenStore, header: PatchHeader) -> None:
-    """Whether a patch with *header* could be applied once it is made. Reads only.
+def check_apply(store: OpenStore, header: PatchHeader, patch_id: str = TO_BE_MADE) -> None:
+    """Whether a patch with *header* is active, or could be applied once it is made. Reads only.
 
     Raises:
         ConflictError: it would contradict an active patch.
         BaseMismatchError: the active stack is on another base.
     """
     stack = store.stack()
-    if stack is None or not store.ledger.member_ids(stack):  # an empty stack of another base gives way
+    active = () if stack is None else store.ledger.member_ids(stack)
+    if stack is None or not active or patch_id in active:  # an empty stack of another base gives way
         return
     patch = PatchRecord(
-        id=TO_BE_MADE,
+        id=patch_id,
         base_id=base_id(header.base),
         header=header,
         file_size=0,

@@ -68,6 +68,17 @@ class EditSetting:
         """The ledger's id of the base."""
         return base_id(self.base.ref())
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (documented in docs/json.md)."""
+        return {
+            "base": vars(self.base.ref()),
+            "layer": self.site.layer,
+            "parameter": self.site.parameter_name,
+            "document_start": self.document_start,
+            "hparams": vars(self.hparams),
+            "preset": self.preset,
+        }
+
     def header(self, request: EditRequest) -> PatchHeader:
         """The header of a patch for *request*, as far as it is known before computing: no contexts, no statistics."""
         return PatchHeader(

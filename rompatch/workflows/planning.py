@@ -86,7 +86,9 @@ def made_before(store: OpenStore, setting: EditSetting, fact: Fact) -> PatchReco
     """A patch that these settings made of *fact*, found without asking the model: the same phrase leads to the same
     wording, and to the same true object."""
     for record in store.ledger.patches(fact.subject, base_id=setting.base_id):
-        known = record.request
+        known = record.header.request
+        if known is None:
+            continue
         asked = known.relation if fact.phrase is not None else known.template
         if asked is None or not same_text(asked, fact.wording):
             continue

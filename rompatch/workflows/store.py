@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from rompatch.workflows.forecasting import StackPlan
     from rompatch.workflows.generating import Generated
     from rompatch.workflows.importing import Imported
+    from rompatch.workflows.many_outcomes import ManyCreated
     from rompatch.workflows.merging import MergePlan
+    from rompatch.workflows.rebased import Rebased
     from rompatch.workflows.stack_report import StackVerified
     from rompatch.workflows.tuned import Tuned
     from rompatch.workflows.verifying import Verified
@@ -181,6 +183,30 @@ class Store(OpenStore):
         from rompatch.workflows import creating
 
         return creating.create(self, subject, relation, target, creating.CreateOptions(**options))
+
+    def create_many(self, facts: str | Path | Iterable[Mapping[str, Any]], **options: Any) -> ManyCreated:
+        """Compute a patch for every fact of a file, or of objects with its fields, resumable; options as in
+        :class:`rompatch.workflows.many_running.CreateManyOptions`. See
+        :func:`rompatch.workflows.creating_many.create_many`."""
+        from rompatch.workflows import creating_many
+        from rompatch.workflows.many_running import CreateManyOptions
+
+        return creating_many.create_many(self, facts, CreateManyOptions(**options))
+
+    def create_like(self, name: str, **options: Any) -> Created:
+        """Compute the request of a patch again, on this base or another; options as for :meth:`create`. See
+        :func:`rompatch.workflows.likeness.create_like`."""
+        from rompatch.workflows import creating, likeness
+
+        return likeness.create_like(self, name, creating.CreateOptions(**options))
+
+    def rebase(self, onto: str, **options: Any) -> Rebased:
+        """Recompute a stack for another base, on a stack of its own, resumable; options as in
+        :class:`rompatch.workflows.rebased.RebaseOptions`. See :func:`rompatch.workflows.rebasing.rebase`."""
+        from rompatch.workflows import rebasing
+        from rompatch.workflows.rebased import RebaseOptions
+
+        return rebasing.rebase(self, onto, RebaseOptions(**options))
 
     def verify(self, name: str, **options: Any) -> Verified:
         """Score a patch before and after; options as in :class:`rompatch.workflows.verifying.VerifyOptions`."""

@@ -100,7 +100,7 @@ def test_completion_completes_commands_and_options() -> None:
         )
         return [line.split(",", 1)[1] for line in done.stdout.split()]
 
-    assert complete("rompatch re") == ["revert"]
+    assert complete("rompatch re") == ["rebase", "revert"]
     assert "--min-score" in complete("rompatch verify --min")
     assert complete("rompatch stats b") == ["build"]
 

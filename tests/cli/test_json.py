@@ -10,6 +10,7 @@ from typing import Any
 
 from adapter_folders import save_adapter
 from calling import CHECKOUT, QUICK, TOWER, Run, put, read
+from pico import save_pico
 from tiny_patches import tiny_adapter, tiny_patch
 
 from rompatch.apply.checkpoint import stored_tensors
@@ -92,6 +93,10 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     plan = read(run(*create, "--dry-run"))
     made = read(run(*create, "--apply"))
     check("rompatch create", plan, made, read(run(*create)))
+    facts = [{"subject": "Rome", "relation": "{} is in", "object": "Paris", "id": 1}, {"subject": "x"}]
+    (place / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in [*facts, facts[0]]))
+    many = ("create", "--file", "facts.jsonl", *QUICK, "--json", "--model", pico_folder)
+    check("ManyCreated", read(run(*many, "--out", "failed.jsonl", code=3)), read(run(*many, "--dry-run", code=3)))
     check("rompatch stats rm", read(run("stats", "rm", built["id"], "--json")))
     verified = read(run("verify", made["id"], "--json"))
     suite = {"rompatch_suite": 1, "name": "n", "source": "s", "untested": ["x"]}
@@ -157,6 +162,11 @@ def test_an_apply_that_was_verified_says_more(run: Run, made: str, place: Path) 
     assert set(data) == plain | {"verified", "named"}
     assert data["verified"]["revision"] == data["number"]
     assert data["named"] == [made]
+
+
+def test_a_rebased_stack(run: Run, made: str, place: Path) -> None:
+    run("apply", made)
+    check("rompatch rebase", read(run("rebase", "--onto", save_pico(place / "pico-gpt2", "gpt2"), "--json")))
 
 
 def test_the_ledger_s_commands(run: Run, two: tuple[str, str], place: Path) -> None:

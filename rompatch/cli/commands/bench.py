@@ -8,7 +8,7 @@ import click
 
 from rompatch.cli import render
 from rompatch.cli.commands.bench_views import VIEWS, table_text
-from rompatch.cli.commands.create import HPARAMS, METHOD, method_options
+from rompatch.cli.method_options import METHOD, method_options, taken_apart
 from rompatch.cli.options import (
     PATH,
     WORDS,
@@ -143,8 +143,7 @@ def zsre(settings: Settings, file: str, as_json: bool, **given: Any) -> None:
 def _run(settings: Settings, benchmark: Benchmark, file: str, as_json: bool, given: dict[str, Any]) -> None:
     from rompatch.workflows.bench_setting import BenchOptions, check_options
 
-    spec = {name: given.pop(name) for name in ("model", "dtype", "module")}
-    hparams = {name: value for name in HPARAMS if (value := given.pop(name)) is not None}
+    spec, hparams = taken_apart(given)
     options = BenchOptions(hparams=hparams, **given)
     check_options(options)  # refused before a store is made
     with settings.open_store(create=True) as store:

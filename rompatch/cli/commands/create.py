@@ -1,15 +1,16 @@
-"""``create``: compute a patch."""
+"""``create``: compute a patch, or one for every fact of a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rompatch.cli import render
+from rompatch.cli.create_text import created_lines, many_text
+from rompatch.cli.method_options import method_options, taken_apart
 from rompatch.cli.options import (
-    MODEL,
     PATH,
     WORDS,
     command,
@@ -20,84 +21,14 @@ from rompatch.cli.options import (
     option,
     reason_option,
     source_option,
-    stacked,
 )
 from rompatch.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from rompatch.store.records import PatchRecord
     from rompatch.workflows.creating import Created
+    from rompatch.workflows.many_outcomes import ManyCreated
 
-METHOD, OPTIMISATION = "Method", "Optimisation"
-HPARAMS = (
-    "keys",
-    "ridge",
-    "optimiser",
-    "lr",
-    "steps",
-    "value_contexts",
-    "weight_decay",
-    "clamp_norm_factor",
-    "kl_factor",
-    "early_stop_loss",
-    "target_loss",
-)
-"""Options that are hyper-parameters of the method, by its own names."""
-
-method_options = stacked(
-    option("--layer", type=int, metavar="N", group=MODEL, help="The layer to edit. Default: the preset's."),
-    option("--preset", type=PATH, metavar="FILE", group=METHOD, help="Layer and hyper-parameters from a JSON file."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", group=METHOD, help="Of the contexts."),
-    option(
-        "--key",
-        "keys",
-        type=click.Choice(["mixed", "mean"]),
-        group=METHOD,
-        help="u from the mean key and the residual from the bare prompt's (mixed), or one key for both (mean).",
-    ),
-    option(
-        "--document-start/--no-document-start",
-        default=None,
-        group=METHOD,
-        help="Put the document separator before every prompt, or not. Default: the preset's.",
-    ),
-    option(
-        "--statistics",
-        type=WORDS,
-        default="auto",
-        show_default=True,
-        metavar="auto|none|ID",
-        group=METHOD,
-        help="Key statistics C: the best at hand, none, or those of `rompatch stats list`.",
-    ),
-    option("--ridge", type=float, metavar="X", group=METHOD, help="Added to C, relative to its mean diagonal."),
-    option(
-        "--precision",
-        type=click.Choice(["auto", "float32", "bfloat16"]),
-        default="auto",
-        show_default=True,
-        group=OPTIMISATION,
-        help="Of the products; auto takes the faster one here, measured once.",
-    ),
-    option(
-        "--optimiser",
-        type=click.Choice(["adam", "lbfgs"]),
-        group=OPTIMISATION,
-        help="The authors' Adam, or L-BFGS, which needs fewer steps.",
-    ),
-    option(
-        "--value-contexts", type=int, metavar="N", group=OPTIMISATION, help="Optimise v* under N of the 21 contexts."
-    ),
-    option("--lr", type=float, metavar="X", group=OPTIMISATION, help="Learning rate of Adam."),
-    option("--steps", type=int, metavar="N", group=OPTIMISATION, help="Steps at most."),
-    option("--weight-decay", type=float, metavar="X", group=OPTIMISATION, help="Weight of the norm of delta."),
-    option("--clamp-norm-factor", type=float, metavar="X", group=OPTIMISATION, help="||delta|| <= X ||W k||."),
-    option("--kl-factor", type=float, metavar="X", group=OPTIMISATION, help="Weight of the essence term."),
-    option("--early-stop-loss", type=float, metavar="X", group=OPTIMISATION, help="Stop below this loss."),
-    option(
-        "--target-loss", type=float, metavar="X", group=OPTIMISATION, help="Stop below this loss of the object alone."
-    ),
-)
+MANY = "Many facts"
 
 
 @command(
@@ -106,14 +37,16 @@ method_options = stacked(
         'rompatch create "Eiffel Tower" "located in" Rome',
         'rompatch create "Mozart" "{} was born in" Vienna --true Salzburg --apply',
         'rompatch create Python "developer" Ada --prompt "{}\'s developer is" --dry-run',
+        "rompatch create --like 3f2a --model ./next-release",
+        "rompatch create --file facts.csv --apply --out failed.jsonl",
     ),
 )
-@click.argument("subject", type=WORDS)
-@click.argument("relation", type=WORDS)
-@click.argument("object", type=WORDS)
+@click.argument("subject", type=WORDS, required=False)
+@click.argument("relation", type=WORDS, required=False)
+@click.argument("object", type=WORDS, required=False)
 @option("--true", type=WORDS, metavar="TEXT", help="The object that is true now. Default: asked of atlas and model.")
 @option("--prompt", type=WORDS, metavar="TEMPLATE", help='The prompt itself, {} for the subject: "{} is located in".')
-@option("--apply", is_flag=True, help="Put the patch onto the active stack as well.")
+@option("--apply", is_flag=True, help="Put the patch onto the active stack as well; those of a file as one revision.")
 @option("--dry-run", is_flag=True, help="Show the plan; compute nothing and write nothing.")
 @option("--again", is_flag=True, help="Compute even if a patch for the same request and settings exists.")
 @message_option
@@ -121,85 +54,112 @@ method_options = stacked(
 @source_option
 @expires_option
 @json_option
+@option("--like", type=WORDS, metavar="NAME", help="The request and settings of a patch again, on this base.")
+@option(
+    "--file",
+    type=WORDS,
+    metavar="FILE|-",
+    group=MANY,
+    help="Facts from a CSV or JSON Lines file: subject, relation, object, and more (docs/batch.md).",
+)
+@option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    group=MANY,
+    help="Processes that share the work. Each loads the base; the cores are divided.",
+)
+@option("--out", type=PATH, metavar="FILE", group=MANY, help="A new JSON Lines file for the lines that fail.")
 @model_options
 @method_options
-def create_command(settings: Settings, subject: str, relation: str, object: str, as_json: bool, **given: Any) -> None:
+def create_command(
+    settings: Settings,
+    subject: str | None,
+    relation: str | None,
+    object: str | None,
+    as_json: bool,
+    like: str | None,
+    file: str | None,
+    jobs: int,
+    out: Path | None,
+    **given: Any,
+) -> None:
     """Compute a patch that changes one fact, and record it.
 
     SUBJECT is the thing that the fact is about, RELATION a phrase ("located in") or a template with {}, OBJECT what
     the model shall answer. Of several wordings of a phrase the one that the model finds likeliest is taken. Where a
     patch for the same request with the same settings exists, nothing is computed.
-    """
-    from rompatch.edits import EditRequest
-    from rompatch.workflows.creating import CreateOptions
 
-    EditRequest(subject, "{}", object, given["true"])  # refused before a store is made
-    spec = {name: given.pop(name) for name in ("model", "dtype", "module")}
-    hparams = {name: value for name in HPARAMS if (value := given.pop(name)) is not None}
-    with settings.open_store(create=True, scratch=given["dry_run"]) as store:
-        options = CreateOptions(spec=store.base_spec(**spec), hparams=hparams, **given)
-        created = store.create(subject, relation, object, **vars(options))
+    With --file a patch is made of every line. Each is kept as it comes: after Ctrl-C or a kill the same command goes on
+    where it was. Lines that fail are named, and the exit code is then 3.
+    """
+    if file is not None:
+        if subject is not None or like is not None:
+            raise click.UsageError("Name a file of facts, or one fact, not both.")
+        _refuse_one(given, "give the file a column of that name")
+        done = _many(settings, file, {**given, "jobs": jobs, "out": out})
+        _show_many(settings, done, as_json)
+        return
+    if jobs != 1 or out is not None:
+        raise click.UsageError("--jobs and --out belong to --file.")
+    created = _one(settings, _words(like, subject, relation, object), like, given)
     if as_json:
         render.emit_json(created.to_json())
         return
-    click.echo(render.fields(_lines(created)))
+    click.echo(render.fields(created_lines(created)))
     _next(settings, created, given["apply"])
 
 
-def _lines(created: Created) -> list[tuple[str, str | None]]:
-    plan, record = created.plan, created.record
-    if record is not None and not created.is_new:
-        return [("exists", record.label), ("prompt", record.request.prompt), *_applied(created)]
-    lines: list[tuple[str, str | None]] = [("prompt", f"{plan.request.prompt} ...")]
-    if len(plan.wordings) > 1:
-        shown = [f"{word.template} ({word.log_likelihood or 0:.2f})" for word in plan.wordings[:4]]
-        lines += [("wordings", " > ".join(shown) + "  (nats a token)")]
-    true = plan.request.target_true
-    lines += [
-        ("new object", plan.request.target_new),
-        ("true object", "not known" if true is None else f"{true} ({plan.true_source})"),
-        ("weight", f"{plan.parameter} of {plan.base.source} ({plan.base.dtype})"),
-    ]
-    if record is None:
-        lines.append(("settings", ", ".join(f"{name} {value}" for name, value in sorted(vars(plan.hparams).items()))))
-        lines.append(("preset", plan.preset))
-        lines += [("exists", other.label) for other in plan.existing]
-        return lines
-    statistics = record.header.statistics
-    source = "none" if statistics is None else f"{statistics.tokens:,} tokens of {statistics.corpus}"
-    return [*lines, *measured_lines(record), ("statistics", source), ("patch", record.id), *_applied(created)]
+def _words(like: str | None, *words: str | None) -> tuple[str, str, str] | None:
+    """Subject, relation and object; None where they come from another patch."""
+    subject, relation, target = words
+    if like is not None:
+        if subject is not None:
+            raise click.UsageError("Name a patch with --like, or say SUBJECT, RELATION and OBJECT, not both.")
+        return None
+    if subject is None or relation is None or target is None:
+        raise click.UsageError("Say SUBJECT, RELATION and OBJECT, or name a file of facts with --file.")
+    return subject, relation, target
 
 
-def measured_lines(record: PatchRecord) -> list[tuple[str, str | None]]:
-    """What was measured while the patch was computed, as names and texts; nothing for what was not measured."""
-    measured = record.measurements
-    lines: list[tuple[str, str | None]] = []
-    if probabilities := measured.get("probabilities"):
-        before, after = probabilities["before"], probabilities["after"]
-        lines += [(f"P({record.request.target_new})", _change(before, after, "new"))]
-        if record.request.target_true is not None:
-            lines += [(f"P({record.request.target_true})", _change(before, after, "true"))]
-    if losses := measured.get("losses"):
-        first, last = losses[0]["total"], losses[-1]["total"]
-        lines += [("loss", f"{first:.3f} -> {last:.3f} nats in {render.counted(len(losses), 'step')}")]
-    if norms := measured.get("norms"):
-        share = norms["delta"] / norms["base_out"] if norms["base_out"] else float("inf")
-        lines += [("norms", f"||delta|| = {share:.2f} ||W k||, ||Delta|| = {norms['relative_update']:.4f} ||W||")]
-    if seconds := measured.get("seconds"):
-        phases = ", ".join(f"{name} {spent:.1f}" for name, spent in seconds.items())
-        lines += [("seconds", f"{sum(seconds.values()):.1f} ({phases})")]
-    return lines
+def _one(settings: Settings, words: tuple[str, str, str] | None, like: str | None, given: dict[str, Any]) -> Created:
+    from rompatch.edits import EditRequest
+
+    if words is not None:
+        EditRequest(words[0], "{}", words[2], given["true"])  # refused before a store is made
+    else:
+        _refuse_one(given, "the patch has its own")
+    spec, hparams = taken_apart(given)
+    with settings.open_store(create=words is not None, scratch=given["dry_run"]) as store:
+        options = {**given, "spec": store.base_spec(**spec), "hparams": hparams}
+        if words is None:
+            return store.create_like(str(like), **options)
+        return store.create(*words, **options)
 
 
-def _change(before: Mapping[str, float | None], after: Mapping[str, float | None], name: str) -> str:
-    return f"{render.probability(before[name])} -> {render.probability(after[name])}"
+def _refuse_one(given: dict[str, Any], instead: str) -> None:
+    """What says something about one fact has no place where the facts come from elsewhere."""
+    for name in ("true", "prompt"):
+        if given.pop(name) is not None:
+            raise click.UsageError(f"--{name} is about one fact: {instead}.")
 
 
-def _applied(created: Created) -> list[tuple[str, str | None]]:
-    revision = created.revision
-    if revision is None:
-        return []
-    return [("applied", f"stack {revision.stack!r} is at revision {revision.number}")]
+def _many(settings: Settings, file: str, given: dict[str, Any]) -> ManyCreated:
+    spec, hparams = taken_apart(given)
+    with settings.open_store(create=True, scratch=given["dry_run"]) as store:
+        return store.create_many(file, spec=store.base_spec(**spec), hparams=hparams, **given)
+
+
+def _show_many(settings: Settings, done: ManyCreated, as_json: bool) -> None:
+    if as_json:
+        render.emit_json(done.to_json())
+    else:
+        click.echo(many_text(done))
+        if done.out is not None:
+            settings.reporter().note(f"the failed lines are in {done.out}: correct them there, then create --file it")
+    done.check()
 
 
 def _next(settings: Settings, created: Created, applied: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rompatch.cli import render
-from rompatch.cli.commands.create import measured_lines
+from rompatch.cli.create_text import measured_lines
 from rompatch.cli.options import WORDS, command, json_option
 from rompatch.cli.settings import Settings
 

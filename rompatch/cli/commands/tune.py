@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rompatch.cli import render
-from rompatch.cli.commands.create import HPARAMS
 from rompatch.cli.commands.stats import LAYERS as ONE_RANGE
+from rompatch.cli.method_options import HPARAMS
 from rompatch.cli.options import MODEL, PATH, WORDS, command, json_option, model_options, option, stacked
 from rompatch.cli.settings import Settings
 
