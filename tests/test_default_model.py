@@ -34,6 +34,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         member="tiny/tiny.gguf",
         gguf_sha256=hashlib.sha256(CONTENT).hexdigest(),
         megabytes=1,
+        hub_id="someone/tiny",
     )
     monkeypatch.setitem(ALIASES, DEFAULT_MODEL, packaged)
     monkeypatch.setenv("ROMPATCH_WHEEL", str(path))
@@ -138,7 +139,7 @@ def interrupt(source, sink, size):
     sink.write(source.read(1000))
     raise KeyboardInterrupt
 shutil.copyfileobj = interrupt
-default_model.ALIASES["smollm2-135m"] = default_model.PackagedModel(*sys.argv[1:5], 1)
+default_model.ALIASES["smollm2-135m"] = default_model.PackagedModel(*sys.argv[1:5], 1, "someone/tiny")
 default_model.packaged_gguf("smollm2-135m")
 """
 
@@ -146,7 +147,7 @@ FULL_DISK = """
 import resource, sys
 from rompatch import default_model
 from rompatch.errors import DownloadError
-default_model.ALIASES["smollm2-135m"] = default_model.PackagedModel(*sys.argv[1:5], 1)
+default_model.ALIASES["smollm2-135m"] = default_model.PackagedModel(*sys.argv[1:5], 1, "someone/tiny")
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     default_model.packaged_gguf("smollm2-135m")

@@ -17,6 +17,9 @@ BLOCK_TOKENS = 4096
 """Keys per block: from here on the product runs at full speed and adding it in float64 takes 3 % of its time."""
 PANEL_ROWS = 256
 """Rows of a panel: narrower ones save less in multiplications than they lose in speed."""
+_NARROW = 64
+"""Keys shorter than this are multiplied in float64: some processors' kernels for small matrices add a block's tokens up
+one after another, which loses digits, and at this size nothing is saved by float32."""
 
 
 class SecondMoment:
@@ -80,10 +83,10 @@ class SecondMoment:
                 self._fold()
 
     def _fold(self) -> None:
-        keys = self.pending
+        keys = self.pending.double() if len(self.total) < _NARROW else self.pending
         for start in range(0, len(self.total), PANEL_ROWS):
             stop = start + PANEL_ROWS
-            self.total[start:stop, start:] += keys[:, start:stop].T @ keys[:, start:]
+            self.total[start:stop, start:] += (keys[:, start:stop].T @ keys[:, start:]).float()
         self._in_block = 0
         if not torch.isfinite(self.total.diagonal()).all():  # a sum of squares: nothing can hide from it
             raise StatisticsError(
