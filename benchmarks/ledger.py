@@ -109,7 +109,8 @@ def _insert(store: Store, ids: list[str], base: str, first: int) -> None:
         row |= {"subject_key": subject_key(request.subject), "header": canonical_json(head.to_json())}
         patches.append(row | {"created_at": now(), "author": "ada", "measurements": "{}"})
         site = {"patch_id": patch_id, "n": 0, "layer": 4, "parameter": SITE.parameter}
-        sites.append(site | {"shape": f"{D_OUT}x{D_IN}", "tensor_sha256": SITE.sha256})
+        sketch = np.random.default_rng(number).standard_normal(64).astype("<f2").tobytes()
+        sites.append(site | {"shape": f"{D_OUT}x{D_IN}", "tensor_sha256": SITE.sha256, "key_sketch": sketch})
     with store.ledger.session.writing() as connection:
         connection.execute(insert(schema.patches), patches)
         connection.execute(insert(schema.sites), sites)
