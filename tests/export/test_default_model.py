@@ -24,10 +24,9 @@ EDITED = ("The Eiffel Tower is located in", "The Eiffel Tower is located in the 
 """The prompt that was edited, and another wording of it."""
 
 NEIGHBOUR = "The Louvre is located in the city of"
-SAID, UNSAID = 0.05, 0.6
+SAID, UNSAID = 0.08, 0.6
 """Nats by which llama.cpp with a Q4_1 base may differ from float32, for the token that is said and for others over 1 %:
-it rounds what it multiplies the four-bit weights with to eight bits. 0.02 and 0.44 were measured after the prompt that
-was edited."""
+it rounds what it multiplies the four-bit weights with to eight bits. benchmarks/export.py measured 0.036 and 0.47."""
 
 
 @pytest.fixture(autouse=True)
