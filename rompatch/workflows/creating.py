@@ -103,6 +103,7 @@ def carry_out(store: OpenStore, setting: EditSetting, plan: Plan, options: Creat
     if options.dry_run:
         return Created(plan)
     if same is not None and not options.again:
+        _note_unrecorded(store, same, options)
         return _applied(store, Created(plan, same), options)
     for other in (record for record in plan.existing if record != same):
         store.reporter.note(existing.difference(other, plan.request))
@@ -116,6 +117,16 @@ def carry_out(store: OpenStore, setting: EditSetting, plan: Plan, options: Creat
         expires_at=options.expires,
     )
     return _applied(store, Created(plan, record, is_new=True), options)
+
+
+def _note_unrecorded(store: OpenStore, same: PatchRecord, options: CreateOptions) -> None:
+    """A patch that exists keeps what was said of it when it was made."""
+    given = [name for name in ("message", "source", "expires") if getattr(options, name) is not None]
+    if given:
+        store.reporter.note(
+            f"patch {same.label} exists and keeps its own {', '.join(given)}; `rompatch apply` with --source or "
+            "--expires changes those"
+        )
 
 
 def _computed(store: OpenStore, setting: EditSetting, plan: Plan) -> Computed:

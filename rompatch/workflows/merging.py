@@ -99,10 +99,7 @@ def merge(
         leaving = {old.id for _, old in plan.conflicts} if prefer == "theirs" else set()
         added = [record.id for record in plan.added if record.id not in left_out]
         if not added:
-            raise ConflictError(
-                f"Stack {plan.target.name!r} has every patch of {_name(plan)} already.",
-                next_step="Nothing needs doing.",
-            )
+            raise ConflictError(_nothing_to_add(plan, len(left_out)), next_step="Nothing needs doing.")
         details: dict[str, Any] = {"from": {"stack": plan.source[0].name, "revision": plan.source[1]}}
         if leaving:
             details["superseded"] = [{"new": new.id, "old": old.id} for new, old in plan.conflicts]
@@ -119,6 +116,11 @@ def merge(
             details=details,
             expected_revision=plan.target.revision,
         )
+
+
+def _nothing_to_add(plan: MergePlan, n_kept: int) -> str:
+    has = f"Stack {plan.target.name!r} has every patch of {_name(plan)} already"
+    return f"{has}." if not n_kept else f"{has} but {n_kept} that contradict its own, which stay (--ours)."
 
 
 def _name(plan: MergePlan) -> str:

@@ -55,6 +55,10 @@ REQUESTS: dict[str, tuple[tuple[str, ...], str]] = {
     "object beyond the context": (("Eiffel Tower", "{} is in", "Rome " * 400), "context"),
     "no such dtype": (("Eiffel Tower", "{} is in", "Rome", "--dtype", "int4"), "int4"),
     "no such key mode": (("Eiffel Tower", "{} is in", "Rome", "--key", "both"), "both"),
+    "a reason of no revision": (
+        ("Eiffel Tower", "{} is in", "Rome", "--reason", "T-1"),
+        "--reason belongs to the revision",
+    ),
     "zero steps": (("Eiffel Tower", "{} is in", "Rome", "--steps", "0"), "steps must be at least 1"),
     "negative learning rate": (("Eiffel Tower", "{} is in", "Rome", "--lr", "-1"), "must be positive"),
     "lr is not a number": (("Eiffel Tower", "{} is in", "Rome", "--lr", "fast"), "not a valid float"),

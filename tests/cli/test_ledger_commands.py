@@ -305,6 +305,7 @@ def test_the_history_of_a_fact_tells_who_replaced_what(run: Run, two: Two, place
     assert "2001-01-31 (expired)" in run("show", two[0]).stdout
     berlin = put(tiny_patch(target_new="Berlin", seed=8), place)
     assert f"superseded {two[0]}" in run("apply", berlin, "--supersede", "--reason", "moved").stdout
+    assert [line.rstrip().rsplit("  ", 1)[-1] for line in run("log").stdout.splitlines()][1] == "moved"
     told = run("history", "eiffel tower").stdout
     assert ["superseded", two[0]] in [line.split()[2:4] for line in told.splitlines()]
     assert f"replaces {two[0]} / moved" in told

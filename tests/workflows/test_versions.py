@@ -177,6 +177,15 @@ def test_a_merge_with_contradictions_is_refused_or_resolved(store: Store, prefer
     assert merged.details == {"from": {"stack": "trial", "revision": 2}} | expected
 
 
+def test_a_merge_of_nothing_but_contradictions_says_that_ours_were_kept(store: Store) -> None:
+    store.new_stack("other")
+    store.use_stack("other")
+    store.apply(fact(store, "Ben", "Kiel").id)
+    store.use_stack("main")
+    lacks = "every patch of other@r1 already but 1 that contradict its own"
+    unchanged(store, ConflictError, lacks, lambda: store.merge("other", prefer="ours"))
+
+
 def test_a_merge_lists_every_patch_that_cannot_be_used(store: Store) -> None:
     louvre = fact(store, "Louvre", "Bonn")
     store.use_stack("trial")

@@ -114,10 +114,9 @@ def log_command(settings: Settings, limit: int, offset: int, as_json: bool) -> N
         settings.reporter().note("nothing happened yet" if not offset else "nothing happened before that")
         return
     rows = [
-        (render.moment(event.at), event.kind, _what(event), event.author or "", event.message or "")
-        for event in page.events
+        (render.moment(event.at), event.kind, _what(event), event.author or "", _why(event)) for event in page.events
     ]
-    click.echo(render.table(("when (UTC)", "what", "of", "who", "message"), rows, flexible=2))
+    click.echo(render.table(("when (UTC)", "what", "of", "who", "why"), rows, flexible=2))
     if page.more:
         settings.reporter().note(f"older events: `rompatch log --limit {limit} --offset {offset + limit}`")
 
@@ -128,6 +127,10 @@ def fact(record: PatchRecord) -> str:
     return f"{prompt}: {true} -> {new}" if new else prompt
 
 
+def _why(event: HistoryEvent) -> str:
+    return " / ".join(text for text in (event.message, event.reason) if text)
+
+
 def _what(event: HistoryEvent) -> str:
     named = ", ".join(
         f"{patch_id[:12]} ({subject})" for patch_id, subject in zip(event.patch_ids, event.subjects, strict=True)
@@ -135,7 +138,7 @@ def _what(event: HistoryEvent) -> str:
     if event.verification is not None:
         return f"{named or 'the stack'}: run {event.verification}"
     if event.tag is not None:
-        return f"{event.stack}@{event.revision}: {event.tag}"
+        return f"{event.stack}@r{event.revision}: {event.tag}"
     if event.stack is not None:
-        return f"{event.stack}@{event.revision}" + (f": {named}" if named else "")
+        return f"{event.stack}@r{event.revision}" + (f": {named}" if named else "")
     return named

@@ -19,7 +19,6 @@ from rompatch.cli.options import (
     message_option,
     model_options,
     option,
-    reason_option,
     source_option,
 )
 from rompatch.cli.settings import Settings
@@ -50,7 +49,7 @@ MANY = "Many facts"
 @option("--dry-run", is_flag=True, help="Show the plan; compute nothing and write nothing.")
 @option("--again", is_flag=True, help="Compute even if a patch for the same request and settings exists.")
 @message_option
-@reason_option
+@option("--reason", type=WORDS, metavar="TEXT", help="With --apply: a reason kept with the revision, e.g. a ticket.")
 @source_option
 @expires_option
 @json_option
@@ -95,6 +94,8 @@ def create_command(
     With --file a patch is made of every line. Each is kept as it comes: after Ctrl-C or a kill the same command goes on
     where it was. Lines that fail are named, and the exit code is then 3.
     """
+    if given["reason"] is not None and not given["apply"]:
+        raise click.UsageError("--reason belongs to the revision that --apply makes; --message is kept with the patch.")
     if file is not None:
         if subject is not None or like is not None:
             raise click.UsageError("Name a file of facts, or one fact, not both.")
