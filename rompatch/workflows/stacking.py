@@ -13,7 +13,7 @@ from rompatch.workflows.author import author
 from rompatch.workflows.conflicts import Pair, check_among, contradictions, refused
 from rompatch.workflows.gatekeeping import gatekept
 from rompatch.workflows.opened import MAIN_STACK, OpenStore
-from rompatch.workflows.provenance import checked_expiry
+from rompatch.workflows.provenance import checked_expiry, is_expired
 from rompatch.workflows.same_keys import contradicting, same_keys
 
 ATTEMPTS = 5
@@ -208,6 +208,8 @@ def commit(
 def note_sharing(store: OpenStore, plan: ApplyPlan) -> None:
     """Say which patches share a key with another, and which have none."""
     for record in plan.new:
+        if is_expired(store.ledger.patch(record.id)):
+            store.reporter.note(f"patch {record.label} has expired: `rompatch show {record.short_id}` says when")
         if record.header.request is None:
             store.reporter.note(
                 f"patch {record.label} has no keys: it is added to what the other patches give, and may disturb them"

@@ -299,7 +299,7 @@ def test_the_commands_on_stacks_say_what_they_did(run: Run, two: Two, place: Pat
 
 
 def test_the_history_of_a_fact_tells_who_replaced_what(run: Run, two: Two, place: Path) -> None:
-    run("apply", two[0], "--expires", "2001-01-31")
+    assert "has expired" in run("apply", two[0], "--expires", "2001-01-31").stderr
     assert "1 patch of the stack expired" in run("status").stderr
     assert two[0] in run("list", "--expired").stdout
     assert "2001-01-31 (expired)" in run("show", two[0]).stdout
@@ -309,6 +309,15 @@ def test_the_history_of_a_fact_tells_who_replaced_what(run: Run, two: Two, place
     told = run("history", "eiffel tower").stdout
     assert ["superseded", two[0]] in [line.split()[2:4] for line in told.splitlines()]
     assert f"replaces {two[0]} / moved" in told
+
+
+def test_a_dry_merge_says_what_the_merge_would_do(run: Run, two: Two, place: Path) -> None:
+    run("apply", two[0])
+    run("stack", "new", "trial", "--use")
+    run("apply", put(tiny_patch(target_new="Berlin", seed=8), place))
+    run("stack", "use", "main")
+    assert "would be refused: --ours or --theirs" in run("stack", "merge", "trial", "--dry-run").stderr
+    assert "would keep theirs" in run("stack", "merge", "trial", "--theirs", "--dry-run").stderr
 
 
 def test_list_and_log_come_in_pages_and_say_so(run: Run, two: Two) -> None:

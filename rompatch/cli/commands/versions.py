@@ -24,6 +24,7 @@ from rompatch.cli.settings import Settings
 
 if TYPE_CHECKING:
     from rompatch.store.records import PatchRecord, RevisionRecord
+    from rompatch.workflows.merging import MergePlan
     from rompatch.workflows.versions import RevisionPage, StackInfo
 
 SHOWN = 3
@@ -269,7 +270,19 @@ def merge_command(
         click.echo(f"contradicts: {render.plain(one.label)} and {render.plain(other.label)}")
     for _, reason in plan.problems:
         click.echo(f"problem: {render.plain(reason)}")
-    settings.reporter().note(f"{render.patches(plan.n_common)} in common; nothing was changed (--dry-run)")
+    common = f"{render.patches(plan.n_common)} in common; nothing was changed (--dry-run)"
+    settings.reporter().note(common + _refusal(plan, options["prefer"]))
+
+
+def _refusal(plan: MergePlan, prefer: str | None) -> str:
+    """What would keep the merge from happening, for the end of a note; nothing where it would happen."""
+    if plan.problems:
+        return "; the merge would be refused for its problems"
+    if not plan.conflicts:
+        return ""
+    if prefer is None:
+        return "; the merge would be refused: --ours or --theirs says which of two that contradict each other stays"
+    return f"; of two that contradict each other the merge would keep {prefer}"
 
 
 def _tags(info: StackInfo) -> str:
