@@ -37,8 +37,19 @@ def copy_file(source: Path, target: Path, on_bytes: OnBytes) -> None:
         reader.seek(done)
         writer.seek(done)
         while piece := reader.read(1 << 22):
-            writer.write(piece)
+            write_whole(writer, piece)
             on_bytes(len(piece))
+
+
+def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write all of *data* to an unbuffered file, which may take less at once: so it does when the disk becomes full.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def link_file(source: Path, target: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rompatch import __version__
-from rompatch.apply.bake import MANIFEST, Rewritten, Written
+from rompatch.apply.baked import MANIFEST, Rewritten, Written
 from rompatch.apply.rounding import ROUNDING_LIMIT
 from rompatch.errors import ModelError
 from rompatch.patch import Patch, canonical_json

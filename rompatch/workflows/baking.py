@@ -13,7 +13,7 @@ from rompatch.store.records import PatchRecord
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
-    from rompatch.apply.bake import BakeReport, Edit
+    from rompatch.apply.baked import BakeReport, Edit
     from rompatch.apply.rounding import Rounding
 
 
@@ -60,7 +60,7 @@ def bake(
 
     Args:
         spec: the base, where it is not the patches' own.
-        hard_link, verify_all: as in :class:`rompatch.apply.bake.BakeOptions`.
+        hard_link, verify_all: as in :class:`rompatch.apply.baked.BakeOptions`.
 
     Raises:
         ConflictError: the stack is empty.
@@ -68,7 +68,8 @@ def bake(
         BaseMismatchError: a tensor, its dtype or the tokenizer in the base's folder is not the one that a patch was
             computed for.
     """
-    from rompatch.apply.bake import CARD, MANIFEST, BakeOptions, Written, bake_folder
+    from rompatch.apply.bake import bake_folder
+    from rompatch.apply.baked import CARD, MANIFEST, BakeOptions, Written
     from rompatch.apply.manifest import manifest_text
     from rompatch.apply.solve import JOINT_RIDGE
     from rompatch.locate import locate
@@ -99,7 +100,7 @@ def bake(
 
 def edits_of(patches: Sequence[Patch]) -> list[Edit]:
     """What the joint solution of *patches* does to each site, and the keys to judge it by."""
-    from rompatch.apply.bake import Edit
+    from rompatch.apply.baked import Edit
     from rompatch.apply.rounding import Probe
     from rompatch.apply.solve import canonical, solve_stack
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rompatch import __version__
-from rompatch.apply.bake import CARD, MANIFEST, Written
+from rompatch.apply.baked import CARD, MANIFEST, Written
 from rompatch.default_model import ALIASES
 from rompatch.patch import SHORT_ID, BaseRef
 from rompatch.store.records import PatchRecord

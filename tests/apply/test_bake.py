@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rompatch.apply import bake as bake_module
-from rompatch.apply.bake import BakeOptions, BakeReport, Edit, Rewritten, Written, bake_folder
+from rompatch.apply.bake import bake_folder
+from rompatch.apply.baked import BakeOptions, BakeReport, Edit, Rewritten, Written
 from rompatch.apply.checkpoint import match_name, stored_tensors
 from rompatch.apply.solve import SiteUpdate
 from rompatch.errors import BaseMismatchError, ModelError, OutputError, SiteError
@@ -352,7 +353,7 @@ def test_everything_is_read_back_on_request(sharded: Path, tmp_path: Path, monke
     assert report.verified == len(before)
     assert seen[0].base_tensors == {name: tensor_sha256(tensor) for name, tensor in before.items()}
 
-    inner = bake_module._rewrite
+    inner = bake_module.rewrite
 
     def clumsy(work: Path, *arguments: Any) -> Rewritten:
         shard = work / stored_tensors(work)[OTHER_SITE].shard
@@ -361,7 +362,7 @@ def test_everything_is_read_back_on_request(sharded: Path, tmp_path: Path, monke
             file.write(b"!")
         return inner(work, *arguments)
 
-    monkeypatch.setattr(bake_module, "_rewrite", clumsy)
+    monkeypatch.setattr(bake_module, "rewrite", clumsy)
     with pytest.raises(OutputError, match="could not be written") as caught:
         bake(sharded, tmp_path / "again", verify_all=True)
     assert "reads back otherwise" in str(caught.value.found)
@@ -446,9 +447,14 @@ def test_a_pickle_of_anything_but_tensors_is_refused_and_never_run(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_kernel", [True, False])
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_kernel: bool
+) -> None:
     import resource
 
+    if not in_kernel:  # write(2) takes what still fits, and only the next call fails
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -464,14 +470,14 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(base: Path, tmp_path: P
 def test_an_interrupt_between_two_tensors_leaves_nothing(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = bake_module._rewrite
+    inner = bake_module.rewrite
 
     def interrupted(*arguments: Any) -> Rewritten:
         written = inner(*arguments)
         os.kill(os.getpid(), signal.SIGINT)
         return written
 
-    monkeypatch.setattr(bake_module, "_rewrite", interrupted)
+    monkeypatch.setattr(bake_module, "rewrite", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bake(base, tmp_path / "out", SITE, OTHER_SITE)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
@@ -481,12 +487,12 @@ BAKE_AND_WAIT = """
 import sys, time
 from pathlib import Path
 from test_bake import bake, bake_module
-inner = bake_module._rewrite
+inner = bake_module.rewrite
 def stop(*arguments):
     inner(*arguments)
     print("written", flush=True)
     time.sleep(60)
-bake_module._rewrite = stop
+bake_module.rewrite = stop
 bake(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
