@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.pool import NullPool
 
 from rompatch.errors import ConflictError, StoreError
+from rompatch.store import schema
 
 BUSY_SECONDS = 10
 _WRITE = "rompatch_write"
@@ -63,6 +64,7 @@ def make_engine(url: URL) -> Engine:
         raise StoreError(
             f"No driver for the ledger {url.render_as_string()}: {error}.", next_step="Install the driver with pip."
         ) from error
+    schema.speak(url.get_backend_name())
     if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)

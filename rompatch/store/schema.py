@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Connection,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
     text,
 )
 from sqlalchemy import UniqueConstraint as Unique
@@ -112,7 +114,7 @@ stacks = Table(
     Column("removed_at", String(32)),
     CheckConstraint("revision >= 0", name="revision"),
     CheckConstraint("length(name) > 0", name="name"),
-    Index("uq_stacks_name", "name", unique=True, sqlite_where=text(_LIVING), postgresql_where=text(_LIVING)),
+    Index("uq_stacks_name", "name", unique=True, sqlite_where=text(_LIVING)),
 )
 """``removed_at`` marks a removed stack. Its revisions stay; its name may be given to a new stack."""
 
@@ -147,14 +149,7 @@ stack_members = Table(
     CheckConstraint("removed_in > added_in", name="interval"),
     Index(None, "patch_id"),
     Index(None, "stack_id", "removed_in"),
-    Index(
-        "uq_stack_members_stack_id_patch_id",
-        "stack_id",
-        "patch_id",
-        unique=True,
-        sqlite_where=text(_OPEN),
-        postgresql_where=text(_OPEN),
-    ),
+    Index("uq_stack_members_stack_id_patch_id", "stack_id", "patch_id", unique=True, sqlite_where=text(_OPEN)),
 )
 """One row a stay of a patch on a stack: from revision ``added_in`` on, until ``removed_in`` (null: still there). A
 revision of 1,000 patches that adds one writes one row, and reading the members at any revision is one query."""
@@ -245,3 +240,24 @@ settings = Table(
     Column("key", String(200), primary_key=True),
     Column("value", Text, nullable=False),
 )
+
+
+def speak(backend: str) -> None:
+    """Say the conditions of partial indices in the words of the database *backend* too; SQLite's are there already.
+
+    Only where such a database is in use: SQLAlchemy loads a whole dialect to check ``postgresql_where``, and every
+    command on a store in a file would wait for it.
+    """
+    if backend != "postgresql":
+        return
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            condition = index.dialect_kwargs.get("sqlite_where")
+            if condition is not None:
+                index.dialect_kwargs["postgresql_where"] = condition
+
+
+@event.listens_for(metadata, "before_create")
+def _speak_as_created(_target: MetaData, connection: Connection, **_about: object) -> None:
+    """Whoever creates the tables, on whatever engine, gets the partial indices as such."""
+    speak(connection.dialect.name)

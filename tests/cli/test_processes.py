@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from calling import QUICK, TOWER, contents, environment, process
 
-HEAVY = ("torch", "transformers", "rich", "alembic")
+HEAVY = ("torch", "transformers", "rich", "alembic", "sqlalchemy.dialects.postgresql")
 START = [sys.executable, "-m", "rompatch"]
 
 

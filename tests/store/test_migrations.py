@@ -14,6 +14,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.engine.mock import MockConnection
 from tiny_patches import record, tiny_patch
 
 import rompatch
@@ -86,6 +88,35 @@ def test_the_migrations_make_exactly_the_declared_checks_and_keys(new_ledger: Pa
     assert parts(migrated) == parts(declared)
 
 
+def partial_indices_on_postgresql() -> set[str]:
+    """The statements by which the declared tables would be created there, those of partial indices."""
+    dialect, made = PGDialect(), set()
+    schema.metadata.create_all(
+        MockConnection(dialect, lambda statement, *_, **__: made.add(str(statement.compile(dialect=dialect)))),
+        checkfirst=False,
+    )
+    return {" ".join(statement.split()) for statement in made if "WHERE" in statement}
+
+
+def test_on_postgresql_the_partial_indices_are_partial_too() -> None:
+    uq = "CREATE UNIQUE INDEX uq_stack"
+    assert partial_indices_on_postgresql() == {
+        f"{uq}s_name ON stacks (name) WHERE removed_at IS NULL",
+        f"{uq}_members_stack_id_patch_id ON stack_members (stack_id, patch_id) WHERE removed_in IS NULL",
+    }
+
+
+def test_a_store_on_postgresql_compares_its_partial_indices_by_their_conditions() -> None:
+    script = (
+        "from rompatch.store import engine, schema; engine.create_engine = lambda url, **_: url;"  # needs a driver
+        "engine.make_engine(engine.make_url('postgresql://host/name'));"
+        "print(*(i.dialect_kwargs['postgresql_where'] for t in schema.metadata.sorted_tables for i in t.indexes"
+        " if i.dialect_kwargs['postgresql_where'] is not None), sep=', ')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "removed_at IS NULL, removed_in IS NULL"
+
+
 def test_a_new_ledger_is_durable_and_concurrent(new_ledger: Path) -> None:
     with Ledger.open(new_ledger) as ledger, ledger.session.reading() as connection:
         pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
@@ -93,10 +124,11 @@ def test_a_new_ledger_is_durable_and_concurrent(new_ledger: Path) -> None:
     assert values == ["wal", 2, 1, 10_000]
 
 
-def test_opening_an_up_to_date_ledger_loads_no_alembic(store: Path) -> None:
+def test_opening_an_up_to_date_ledger_loads_neither_alembic_nor_another_databases_dialect(store: Path) -> None:
     script = (
         "import sys; from rompatch.store.ledger import Ledger; Ledger.open(sys.argv[1]).close();"
-        "print(*sorted({'alembic', 'torch', 'transformers', 'sqlalchemy.orm'} & set(sys.modules)))"
+        "heavy = {'alembic', 'torch', 'transformers', 'sqlalchemy.orm', 'sqlalchemy.dialects.postgresql'};"
+        "print(*sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script, store], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
