@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rompatch.models import DEFAULT_MODEL, Base, load_base
+from rompatch.store.ledger import Ledger
 
 # A shell that starts the tests in the background ignores Ctrl-C for them, and their subprocesses inherit that; tests
 # that press it need it to work.
@@ -22,6 +23,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 DATA_VARIABLE = "ROMPATCH_DATA"
+
+
+@pytest.fixture(scope="session")
+def new_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a new ledger, for copying: running the migrations for each test would take most of its time."""
+    path = tmp_path_factory.mktemp("template") / "ledger.db"
+    Ledger.open(path, create=True).close()
+    return path
 
 
 @pytest.fixture(scope="session")

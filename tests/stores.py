@@ -1,7 +1,8 @@
-"""Fixtures of a saved pico model and a store beside it, for the folders of tests that import them."""
+"""Empty stores, and fixtures of one beside a saved pico model, for the folders of tests that import them."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,16 @@ import pytest
 from heard import Heard
 from pico import save_pico
 
+from rompatch.store.location import FOLDER, create_store, ledger_path
 from rompatch.workflows.opened import BaseSpec
 from rompatch.workflows.store import Store, open_store
+
+
+def empty_store(new_ledger: Path, place: Path) -> Path:
+    """The folder of an empty store in *place*, its ledger a copy of *new_ledger* (the fixture)."""
+    root = create_store(place / FOLDER)
+    shutil.copy(new_ledger, ledger_path(root))
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +39,6 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-def store(tmp_path: Path, heard: Heard) -> Iterator[Store]:
-    with open_store(tmp_path / ".rompatch", reporter=heard) as opened:
+def store(tmp_path: Path, heard: Heard, new_ledger: Path) -> Iterator[Store]:
+    with open_store(empty_store(new_ledger, tmp_path), reporter=heard) as opened:
         yield opened

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from heard import Heard
+from stores import empty_store
 from trained import CITIES, SUBJECTS, TEMPLATE, facts, trained_base
 
 from rompatch.compute.methods.rome import RomeHparams, compute
@@ -45,9 +46,9 @@ def patches() -> list[Patch]:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, heard: Heard, patches: list[Patch]) -> Iterator[Store]:
+def toy(tmp_path: Path, heard: Heard, patches: list[Patch], new_ledger: Path) -> Iterator[Store]:
     """A store whose base is the trained model, with the three patches in it, none active."""
-    with open_store(tmp_path / "toy" / ".rompatch", reporter=heard) as store:
+    with open_store(empty_store(new_ledger, tmp_path / "toy"), reporter=heard) as store:
         fill(store, patches)
         yield store
 

@@ -27,7 +27,7 @@ HPARAMS = (
 method_options = stacked(
     option("--layer", type=int, metavar="N", group=MODEL, help="The layer to edit. Default: the preset's."),
     option("--preset", type=PATH, metavar="FILE", group=METHOD, help="Layer and hyper-parameters from a JSON file."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", group=METHOD, help="Of the contexts."),
+    option("--seed", type=int, metavar="N", group=METHOD, help="Of the contexts. Default: 0, or as in --like."),
     option(
         "--key",
         "keys",

@@ -43,10 +43,7 @@ class StackVerbs(PatchVerbs, SettingVerbs):
             ConflictError: a stack of that name exists, or the base is unknown.
             StoreError: no stack can be called so.
         """
-        if not _STACK_NAME.fullmatch(name):
-            raise StoreError(
-                f"No stack can be called {name!r}.", expected="up to 100 letters, digits, '.', '_', '+', '-'"
-            )
+        check_stack_name(name)
         with self.session.writing() as connection:
             if connection.execute(select(schema.stacks.c.id).where(_living(name))).first():
                 raise ConflictError(f"A stack {name!r} exists already.", next_step="Choose another name, or use it.")
@@ -334,6 +331,20 @@ def _record(row: Any) -> StackRecord:
 
 def _living(name: str) -> ColumnElement[bool]:
     return and_(schema.stacks.c.name == name, schema.stacks.c.removed_at.is_(None))
+
+
+def check_stack_name(name: str) -> None:
+    """Whether a stack can be called *name*.
+
+    Raises:
+        StoreError: no stack can.
+    """
+    if not _STACK_NAME.fullmatch(name):
+        raise StoreError(
+            f"No stack can be called {name!r}.",
+            expected="up to 100 letters, digits, '.', '_', '+', '-'",
+            next_step="Choose another name.",
+        )
 
 
 def stack_row(connection: Connection, name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rompatch.errors import RequestError
-from rompatch.workflows.method_options import METHOD, MethodOptions, edit_setting
+from rompatch.workflows.method_options import METHOD, EditSetting, MethodOptions, edit_setting
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.statistics import statistics_for
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rompatch.bench.running import Setting
     from rompatch.bench.tasks import Shard
     from rompatch.bench.texts import TextMeasurer
-    from rompatch.models import Base
     from rompatch.verify.texts import TextFile
     from rompatch.verify.zsre import Taught
 
@@ -83,23 +82,23 @@ def make_setting(store: OpenStore, options: BenchOptions, texts: Texts) -> tuple
     from rompatch.compute.contexts import sample_contexts
 
     chosen = edit_setting(store, options)
-    base, site = chosen.base, chosen.site
-    measurer = _measurer(base, chosen.document_start, texts, options)
-    statistics = statistics_for(base, site, options.statistics, options.seed, store.reporter)
-    contexts = sample_contexts(base.model, base.tokenizer, options.seed)
-    setting = Setting(base, site, contexts, statistics, chosen.hparams, options.seed, chosen.document_start, measurer)
+    base, site, seed = chosen.base, chosen.site, chosen.seed
+    measurer = _measurer(chosen, texts, options)
+    statistics = statistics_for(base, site, options.statistics, seed, store.reporter)
+    contexts = sample_contexts(base.model, base.tokenizer, seed)
+    setting = Setting(base, site, contexts, statistics, chosen.hparams, seed, chosen.document_start, measurer)
     return setting, chosen.preset
 
 
-def _measurer(base: Base, document_start: bool, texts: Texts, options: BenchOptions) -> TextMeasurer | None:
+def _measurer(chosen: EditSetting, texts: Texts, options: BenchOptions) -> TextMeasurer | None:
     from rompatch.bench.texts import TextMeasurer
 
     if not options.generation and texts.essence is None:
         return None
     return TextMeasurer(
-        base,
-        document_start=document_start,
-        seed=options.seed,
+        chosen.base,
+        document_start=chosen.document_start,
+        seed=chosen.seed,
         generation=options.generation,
         references=texts.references,
         about=texts.essence,

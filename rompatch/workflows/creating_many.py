@@ -71,10 +71,11 @@ def sorted_out(listed: FactList, *, apply: bool) -> tuple[list[FactLine], list[F
     for one in listed.facts:
         question = _key(one.fact.subject, one.fact.wording)
         whole = (*question, *_key(one.fact.target, one.fact.true or ""))
-        first = objects.setdefault(question, one)
         if problem := _wrong_day(one.fact):
             outcomes.append(FactOutcome.failure(one.number, problem, one.fact))
-        elif whole in seen:
+            continue
+        first = objects.setdefault(question, one)
+        if whole in seen:
             outcomes.append(FactOutcome(one.number, REPEATED, one.fact, repeats=seen[whole]))
         elif apply and not same_text(first.fact.target, one.fact.target):
             outcomes.append(FactOutcome.failure(one.number, _contradiction(one.fact, first), one.fact))

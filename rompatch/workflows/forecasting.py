@@ -13,7 +13,7 @@ from rompatch.workflows.gates import GateResult, missed_reasons
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.site_forecasts import SitePlan, disturbed, forecasts
 from rompatch.workflows.stack_gates import check_forecasts, check_verified, configured
-from rompatch.workflows.stacking import plan_apply
+from rompatch.workflows.stacking import none_active, plan_apply
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def plan(
 
     Raises:
         PatchNotFoundError, AmbiguousIdError: a name means no patch, or several.
-        ConflictError, BaseMismatchError: apply would refuse them.
-        StoreError, PatchFileError: a patch's file is missing or damaged.
+        ConflictError, BaseMismatchError: apply would refuse them; or no stack is active.
+        StoreError, PatchFileError: there is no stack yet, or a patch's file is missing or damaged.
         ComputeError: the stack could not be solved.
     """
     from rompatch.apply.forecast import NOTABLE
@@ -100,5 +100,7 @@ def _changes(
         return planned.stack or StackRecord(planned.stack_name, new[0].base_id, 0), new, planned.removed
     stack = store.stack()
     if stack is None:
+        if others := store.ledger.stacks():
+            raise none_active(others)
         raise StoreError("There is no stack yet, so there is nothing to forecast.", next_step="Name patches to apply.")
     return stack, (), ()

@@ -74,7 +74,7 @@ def options_like(header: PatchHeader, options: Options, *, same_base: bool) -> O
     return replace(
         options,
         layer=own_layer if options.layer is None else options.layer,
-        seed=options.seed or header.seed,
+        seed=header.seed if options.seed is None else options.seed,
         document_start=header.document_start if options.document_start is None else options.document_start,
         hparams={**hparams, **options.hparams},
         statistics=NO_STATISTICS

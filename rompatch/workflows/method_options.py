@@ -25,7 +25,7 @@ METHOD = "rome"
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """What may be told about the base and the method; None leaves it to the preset.
+    """What may be told about the base and the method; None leaves it to the preset, the seed to be 0.
 
     Args:
         spec: the base, where it is not the store's (``Store.base_spec``).
@@ -38,7 +38,7 @@ class MethodOptions:
     spec: BaseSpec | None = None
     device: str = "cpu"
     layer: int | None = None
-    seed: int = 0
+    seed: int | None = None
     document_start: bool | None = None
     hparams: Mapping[str, Any] = field(default_factory=dict)
     statistics: str = AUTOMATIC
@@ -111,7 +111,7 @@ def edit_setting(store: OpenStore, options: MethodOptions) -> EditSetting:
     site = base.site(layer)
     wanted = wanted_precision(options.precision, vars(hparams))
     hparams = replace(hparams, precision=resolve_precision(base, site, wanted, store.reporter))
-    return EditSetting(base, site, hparams, options.seed, document_start, options.statistics, preset.source)
+    return EditSetting(base, site, hparams, options.seed or 0, document_start, options.statistics, preset.source)
 
 
 def sound_hparams(given: Mapping[str, Any]) -> RomeHparams:

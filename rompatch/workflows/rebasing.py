@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rompatch.errors import BaseMismatchError, ConflictError, PatchNotFoundError, RompatchError, StoreError
+from rompatch.errors import ConflictError, PatchNotFoundError, RompatchError, StoreError
 from rompatch.store.patches import base_id
 from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord
+from rompatch.store.stacks import check_stack_name
 from rompatch.workflows import existing
 from rompatch.workflows.author import author
 from rompatch.workflows.computing import compute_plans, workshop
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 Work = tuple[RebasedPatch, EditSetting, Plan]
 
+_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
+
 
 def rebase(store: OpenStore, onto: str, options: RebaseOptions | None = None) -> Rebased:
     """Recompute a stack's patches for the base *onto*; put them onto a new stack as one revision. Writes; the old stack
@@ -51,9 +55,12 @@ def rebase(store: OpenStore, onto: str, options: RebaseOptions | None = None) ->
         PatchNotFoundError: there is no such stack.
         ConflictError: the stack is empty or on that base already, or ``into`` is a stack of another base.
         ModelError, StatisticsError: the new base cannot be loaded, or statistics cannot be used.
+        StoreError: no stack can be called ``into``.
         StoreError, OutputError: nothing more can be written; what was made stays.
     """
     options = options or RebaseOptions()
+    if options.into is not None:
+        check_stack_name(options.into)  # not after hours of computing
     stack, members = _old(store, options)
     spec = store.base_spec(onto, options.dtype, options.module)
     options = replace(options, spec=spec)
@@ -87,7 +94,7 @@ def _into(store: OpenStore, stack: StackRecord, base: Base, options: RebaseOptio
             f"Stack {stack.name!r} is on the base {ref.source!r} already.",
             next_step="Name another model with --onto; `rompatch create --like ID` computes single patches again.",
         )
-    name = options.into or f"{stack.name}-on-{ref.source.replace('/', '-').replace(' ', '-')}"
+    name = options.into or _NOT_IN_NAMES.sub("-", f"{stack.name}-on-{ref.source}")[:100]
     try:
         there = store.ledger.stack(name)
     except PatchNotFoundError:
@@ -165,7 +172,7 @@ def _planned(store: OpenStore, one: RebasedPatch, options: RebaseOptions) -> Wor
     try:
         setting = setting_like(store, one.old, options)
         plan = plan_request(store, setting, one.old.request)
-    except (BaseMismatchError, RompatchError) as problem:
+    except RompatchError as problem:
         if isinstance(problem, StoreError) and not isinstance(problem, ConflictError):
             raise
         return replace(one, status=FAILED, error=problem)

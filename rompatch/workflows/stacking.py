@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def plan_apply(store: OpenStore, names: Sequence[str], *, supersede: bool = Fals
     leaving = {old.id for _, old in pairs}
     staying = [rival for rival in rivals if rival.id not in leaving]
     check_push(here, staying, new)
-    members = () if stack is None else ledger.revision(stack, stack.revision).members
+    members = () if stack is None else ledger.member_ids(stack, stack.revision)
     alike = same_keys(store, [patch_id for patch_id in members if patch_id not in leaving], new)
     by_key = contradicting(alike, here.name, supersede=supersede)
     gone = leaving | {old.id for _, old in by_key}
@@ -228,12 +228,17 @@ def revert(
 
     Raises:
         PatchNotFoundError, AmbiguousIdError: a name means no patch, or several active ones.
-        ConflictError: it is not active, or nothing is.
+        ConflictError: it is not active, or nothing is; or no stack is.
     """
     with store.ledger.transaction() as ledger:
         stack = ledger.active_stack()
         if stack is None:
-            raise ConflictError("There is no stack yet, so there is nothing to revert.")
+            if others := ledger.stacks():
+                raise none_active(others)
+            raise ConflictError(
+                "There is no stack yet, so there is nothing to revert.",
+                next_step="The first `rompatch apply` makes one.",
+            )
         if not names:
             return ledger.clear(stack, message=message, reason=reason, author=author())
         ids = list(dict.fromkeys(ledger.resolve(name, active_only=True).id for name in names))
@@ -254,6 +259,15 @@ def remove(store: OpenStore, name: str) -> PatchRecord:
     return record
 
 
+def none_active(stacks: Iterable[StackRecord]) -> ConflictError:
+    """The error for a store in which none of its *stacks* is active."""
+    return ConflictError(
+        "No stack is active.",
+        found=f"stacks {', '.join(stack.name for stack in stacks)}",
+        next_step="Choose one: `rompatch stack use NAME`.",
+    )
+
+
 def _target(store: OpenStore, record: PatchRecord) -> tuple[StackRecord | None, str]:
     """The stack that a patch goes to, None where it is still to be made, and its name.
 
@@ -265,11 +279,7 @@ def _target(store: OpenStore, record: PatchRecord) -> tuple[StackRecord | None, 
     known = {existing.name: existing for existing in ledger.stacks()}
     if stack is None:
         if known:
-            raise ConflictError(
-                "No stack is active.",
-                found=f"stacks {', '.join(known)}",
-                next_step="Choose one: `rompatch stack use NAME`.",
-            )
+            raise none_active(known.values())
         return None, MAIN_STACK
     if stack.base_id != record.base_id and not ledger.member_ids(stack):
         name = f"{MAIN_STACK}-{record.base_id[:8]}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from bundles import parts, rezipped, tiny_bundle, tiny_run, with_manifest
+from stores import empty_store
 from tiny_patches import tiny_patch
 
 from rompatch.bundle import entry_refs, runs_entry, signing, to_bytes
@@ -195,8 +196,8 @@ HOSTILE |= {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Any:
-    with open_store(tmp_path / ".rompatch") as opened:
+def store(tmp_path: Path, new_ledger: Path) -> Any:
+    with open_store(empty_store(new_ledger, tmp_path)) as opened:
         yield opened
 
 

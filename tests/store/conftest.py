@@ -1,30 +1,20 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stores import empty_store
 
 from rompatch.store.blobs import Blobs
 from rompatch.store.ledger import Ledger
-from rompatch.store.location import create_store, ledger_path, patches_path
-
-
-@pytest.fixture(scope="session")
-def new_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a new ledger, for copying: running the migrations for each test would take most of its time."""
-    path = tmp_path_factory.mktemp("template") / "ledger.db"
-    Ledger.open(path, create=True).close()
-    return path
+from rompatch.store.location import ledger_path, patches_path
 
 
 @pytest.fixture
 def store(tmp_path: Path, new_ledger: Path) -> Path:
     """The folder of an empty store."""
-    store = create_store(tmp_path / ".rompatch")
-    shutil.copy(new_ledger, ledger_path(store))
-    return store
+    return empty_store(new_ledger, tmp_path)
 
 
 @pytest.fixture

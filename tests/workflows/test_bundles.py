@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from bundles import parts, tiny_bundle
 from calling_store import nothing_left, put_into
+from stores import empty_store
 from tiny_patches import tiny_adapter, tiny_patch, tiny_site
 
 from rompatch.errors import BaseMismatchError, ConflictError, OutputError, PatchNotFoundError
@@ -17,9 +18,9 @@ from rompatch.workflows.store import Store, open_store
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Any:
+def ours(tmp_path: Path, new_ledger: Path) -> Any:
     """A store with a history: a fact and an adapter are active, another fact was and is no more."""
-    with open_store(tmp_path / "ours" / ".rompatch") as store:
+    with open_store(empty_store(new_ledger, tmp_path / "ours")) as store:
         ids = [put_into(store, patch) for patch in (tiny_patch(), tiny_patch("Big Ben", seed=7), tiny_adapter())]
         store.apply(*ids, message="all three")
         store.revert(ids[1], reason="wrong")
@@ -28,8 +29,8 @@ def ours(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Any:
-    with open_store(tmp_path / "theirs" / ".rompatch") as store:
+def theirs(tmp_path: Path, new_ledger: Path) -> Any:
+    with open_store(empty_store(new_ledger, tmp_path / "theirs")) as store:
         yield store
 
 

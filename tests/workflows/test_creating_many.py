@@ -162,6 +162,9 @@ def test_with_apply_contradictions_fail_before_they_are_computed(store: Store, s
     assert counts(done) == (2, 0, 0, 1)
     assert isinstance(done.outcomes[1].error, ConflictError)
     assert "contradicts line 1" in str(done.outcomes[1].error)
+    wrong = other | {"expires": "never"}
+    done = created(store, spec, [wrong, FACTS[0]], apply=True, dry_run=True)
+    assert [one.status for one in done.outcomes] == ["failed", "existed"], "a line that fails contradicts no other"
     done = created(store, spec, [other, FACTS[2]], apply=True)
     assert counts(done) == (1, 0, 0, 1)
     assert "contradicts the active patch" in str(done.outcomes[0].error)

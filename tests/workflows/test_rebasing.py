@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from heard import Heard
 from pico import save_pico
 from tiny_patches import tiny_adapter
 
-from rompatch.errors import ComputeError, ConflictError, PartialError, PatchNotFoundError, RequestError
+from rompatch.errors import ComputeError, ConflictError, PartialError, PatchNotFoundError, RequestError, StoreError
 from rompatch.store.records import PatchRecord
 from rompatch.workflows.opened import BaseSpec
 from rompatch.workflows.rebased import Rebased
@@ -143,6 +144,13 @@ def test_what_fails_is_recorded_and_tried_again(
     assert len(again.revision.members) == 2
 
 
+def test_the_new_stack_gets_a_name_whatever_the_base_is_called(stacked: Store, next_base: Path, tmp_path: Path) -> None:
+    odd = shutil.copytree(next_base, tmp_path / "pico (v2, final)")
+    done = stacked.rebase(str(odd), scores=False)
+    assert done.into == "main-on-pico-v2-final-"
+    assert done.revision is not None
+
+
 def test_without_the_old_base_its_scores_are_left_out(stacked: Store, next_base: Path, heard: Heard) -> None:
     for record in stacked.active():
         stacked.remember_spec(record.base_id, BaseSpec("/nowhere"))
@@ -159,6 +167,8 @@ def test_what_cannot_be_rebased_is_refused(stacked: Store, spec: BaseSpec, next_
         stacked.rebase(str(next_base), into="main")
     with pytest.raises(PatchNotFoundError):
         stacked.rebase(str(next_base), stack="mian")
+    with pytest.raises(StoreError, match="No stack can be called"):  # before anything is loaded
+        stacked.rebase("/nowhere", into="next release")
     stacked.revert()
     with pytest.raises(ConflictError, match="empty"):
         stacked.rebase(str(next_base))
@@ -192,6 +202,9 @@ def test_what_is_said_wins_over_the_patch(stacked: Store, heard: Heard) -> None:
     header = created.record.header
     assert (header.sites[0].layer, header.hparams["steps"], header.seed) == (0, 2, 4)
     assert {"steps: 3 -> 2", "seed: 0 -> 4"} <= set(heard.notes)
+    back = stacked.create_like(created.record.id, seed=0).record
+    assert back is not None
+    assert back.header.seed == 0
 
 
 def test_an_adapter_is_like_nothing(store: Store) -> None:

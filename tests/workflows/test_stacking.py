@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from heard import Heard
 from tiny_patches import record, tiny_patch
@@ -13,15 +10,7 @@ from rompatch.edits import EditRequest
 from rompatch.patch import Patch
 from rompatch.store.ledger import Ledger
 from rompatch.store.records import PatchRecord
-from rompatch.workflows.store import Store, open_store
-
-
-@pytest.fixture
-def quiet(tmp_path: Path, heard: Heard) -> Iterator[Store]:
-    """An empty store whose notes so far are forgotten."""
-    with open_store(tmp_path / ".rompatch", reporter=heard) as opened:
-        heard.notes.clear()
-        yield opened
+from rompatch.workflows.store import Store
 
 
 def added(store: Store, patch: Patch) -> Patch:
@@ -30,8 +19,8 @@ def added(store: Store, patch: Patch) -> Patch:
     return patch
 
 
-def test_a_patch_made_anew_while_it_is_removed_keeps_its_file(quiet: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    patch = added(quiet, tiny_patch())
+def test_a_patch_made_anew_while_it_is_removed_keeps_its_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch = added(store, tiny_patch())
     real = Ledger.remove_patch
 
     def removed_and_made_anew(ledger: Ledger, patch_id: str) -> PatchRecord:
@@ -41,14 +30,14 @@ def test_a_patch_made_anew_while_it_is_removed_keeps_its_file(quiet: Store, monk
         return gone
 
     monkeypatch.setattr(Ledger, "remove_patch", removed_and_made_anew)
-    quiet.remove(patch.id)
-    assert quiet.patch(patch.id).id == patch.id
+    store.remove(patch.id)
+    assert store.patch(patch.id).id == patch.id
 
 
-def test_a_removed_patch_loses_its_file(quiet: Store) -> None:
-    patch = added(quiet, tiny_patch())
-    quiet.remove(patch.id)
-    assert quiet.blobs.ids() == ()
+def test_a_removed_patch_loses_its_file(store: Store) -> None:
+    patch = added(store, tiny_patch())
+    store.remove(patch.id)
+    assert store.blobs.ids() == ()
 
 
 def about(subject: str, template: str, target: str, layer: int = 1) -> Patch:
@@ -57,22 +46,22 @@ def about(subject: str, template: str, target: str, layer: int = 1) -> Patch:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_patches_about_one_subject_at_one_site_are_noted(quiet: Store, heard: Heard, together: bool) -> None:
-    place = added(quiet, about("Eiffel Tower", "{} is located in", "Rome"))
-    height = added(quiet, about("eiffel  tower", "{} is made of", "wood"))
+def test_patches_about_one_subject_at_one_site_are_noted(store: Store, heard: Heard, together: bool) -> None:
+    place = added(store, about("Eiffel Tower", "{} is located in", "Rome"))
+    height = added(store, about("eiffel  tower", "{} is made of", "wood"))
     for names in [(place.id, height.id)] if together else [(place.id,), (height.id,)]:
-        quiet.apply(*names)
+        store.apply(*names)
     (note,) = heard.notes
     assert place.short_id in note
     assert height.short_id in note
     assert "share one key and get part of both values; verify both" in note
 
 
-def test_patches_that_share_no_key_are_applied_in_silence(quiet: Store, heard: Heard) -> None:
+def test_patches_that_share_no_key_are_applied_in_silence(store: Store, heard: Heard) -> None:
     for patch in (
         about("Eiffel Tower", "{} is located in", "Rome"),
         about("Eiffel Tower", "{} is made of", "wood", layer=2),
         about("Big Ben", "{} is located in", "Oslo"),
     ):
-        quiet.apply(added(quiet, patch).id)
+        store.apply(added(store, patch).id)
     assert heard.notes == []

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from tiny_patches import record, tiny_patch
 
@@ -13,13 +10,7 @@ from rompatch.errors import BaseMismatchError, ConflictError, RequestError, Stal
 from rompatch.patch import Patch
 from rompatch.store.ledger import Ledger
 from rompatch.workflows import stacking
-from rompatch.workflows.store import Store, open_store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / ".rompatch") as opened:
-        yield opened
+from rompatch.workflows.store import Store
 
 
 def fact(store: Store, subject: str, template: str, target: str, relation: str | None = None, **more: object) -> Patch:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from stores import empty_store
 from tiny_patches import record, tiny_patch
 
 from rompatch.edits import EditRequest
@@ -22,9 +23,9 @@ def fact(store: Store, subject: str, target: str, base: str = "pico") -> Patch:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path, new_ledger: Path) -> Iterator[Store]:
     """Stack main: r1 tower, r2 and ben, r3 without tower; stack trial, on tower's patch in r1, not active."""
-    with open_store(tmp_path / ".rompatch") as opened:
+    with open_store(empty_store(new_ledger, tmp_path)) as opened:
         tower, ben = fact(opened, "Tower", "Rome"), fact(opened, "Ben", "Oslo")
         opened.apply(tower.id)
         opened.apply(ben.id)
@@ -223,7 +224,8 @@ def test_an_active_or_full_stack_is_removed_by_force_only(store: Store) -> None:
     assert (dropped.action, dropped.members, dropped.reason) == ("drop", (), "a mess")
     assert [info.stack.name for info in store.stacks()] == ["trial"]
     assert (store.stack(), store.active()) == (None, ())
-    unchanged(store, ConflictError, "rompatch stack use", lambda: store.apply("Ben"))
+    for act in (lambda: store.apply("Ben"), lambda: store.revert("Ben"), store.revert, store.plan):
+        unchanged(store, ConflictError, "rompatch stack use", act)
     store.use_stack("trial")
     store.apply("Ben")
     store.new_stack("main")
