@@ -18,6 +18,7 @@ from sqlalchemy import inspect
 from rompatch.errors import ConflictError, StoreError
 from rompatch.store.bench import BenchVerbs
 from rompatch.store.chains import ChainVerbs
+from rompatch.store.changes import ChangeVerbs
 from rompatch.store.engine import Session, ledger_url, make_engine, translated
 from rompatch.store.history import HistoryVerbs
 from rompatch.store.lookup import ambiguous, matches, not_found
@@ -29,7 +30,7 @@ from rompatch.store.runs import VerificationVerbs
 __all__ = ["Ledger"]
 
 
-class Ledger(RevisionVerbs, VerificationVerbs, BenchVerbs, HistoryVerbs, ChainVerbs):
+class Ledger(ChangeVerbs, RevisionVerbs, VerificationVerbs, BenchVerbs, HistoryVerbs, ChainVerbs):
     """One open ledger, for one thread at a time; other processes may use the same file meanwhile.
 
     A verb that writes is atomic. Several become atomic together inside :meth:`transaction`.

@@ -11,7 +11,8 @@ from rompatch.store import schema
 from rompatch.store.lookup import unknown
 from rompatch.store.patches import now
 from rompatch.store.records import StackRecord, TagRecord
-from rompatch.store.stacks import StackVerbs, stack_row
+from rompatch.store.stack_rows import name_of, stack_row
+from rompatch.store.stacks import StackVerbs
 
 HEAD = "HEAD"
 _NUMBER = re.compile(r"[rR]?(\d{1,9})")
@@ -49,7 +50,7 @@ class RevisionVerbs(StackVerbs):
         """
         named, anchor, back = parse_revision(name)
         with self.session.reading():
-            chosen = named or (stack if stack is None or isinstance(stack, str) else stack.name)
+            chosen = named or (None if stack is None else name_of(stack))
             found = self.active_stack() if chosen is None else self.stack(chosen)
             if found is None:
                 raise PatchNotFoundError("No stack is active.", next_step="`rompatch stack list` shows the stacks.")
@@ -115,7 +116,7 @@ class RevisionVerbs(StackVerbs):
         """
         table = schema.stack_tags
         with self.session.reading() as connection:
-            row = stack_row(connection, stack if isinstance(stack, str) else stack.name)
+            row = stack_row(connection, name_of(stack))
             query = select(table).where(table.c.stack_id == row["id"]).order_by(table.c.revision.desc(), table.c.name)
             names = ("name", "revision", "created_at", "author", "message")
             return tuple(

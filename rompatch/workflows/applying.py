@@ -24,17 +24,10 @@ from rompatch.workflows.stack_gates import (
     configured,
     enforce,
 )
+from rompatch.workflows.stack_recording import record_scored, report
 from rompatch.workflows.stack_report import StackVerified
+from rompatch.workflows.stack_scoring import Scored, StackVerifyOptions, drift_text, load_stack, score_stack
 from rompatch.workflows.stacking import ApplyPlan, commit, note_sharing, plan_apply, provenance
-from rompatch.workflows.verifying_stacks import (
-    Scored,
-    StackVerifyOptions,
-    drift_text,
-    load_stack,
-    record_scored,
-    report,
-    score_stack,
-)
 
 
 @dataclass(frozen=True)

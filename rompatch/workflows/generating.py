@@ -8,12 +8,12 @@ from typing import Any
 
 from rompatch.errors import RequestError
 from rompatch.store.records import PatchRecord
-from rompatch.workflows.opened import BaseSpec, OpenStore
+from rompatch.workflows.opened import BaseOptions, OpenStore
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
-    """What ``generate`` may be told.
+class GenerateOptions(BaseOptions):
+    """What ``generate`` may be told beside the base.
 
     Args:
         compare: the base's continuation too.
@@ -22,8 +22,6 @@ class GenerateOptions:
         sample, temperature, top_k, top_p, seed: draw tokens instead of taking the likeliest.
         document_start: start with a document separator. None does what the patches' own prompts do; it does where
             they differ, and where there is no patch.
-        spec: the base, where it is not the patches' own; or by its parts, each None being what the patches' own has:
-        model, dtype, module: as ``--model``, ``--dtype`` and ``--module``.
     """
 
     compare: bool = False
@@ -35,11 +33,6 @@ class GenerateOptions:
     top_p: float = 1.0
     seed: int = 0
     document_start: bool | None = None
-    spec: BaseSpec | None = None
-    model: str | None = None
-    dtype: str | None = None
-    module: str | None = None
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ def generate(store: OpenStore, prompts: Sequence[str], options: GenerateOptions 
     records = store.active() if options.patches is None else tuple(store.resolve(name) for name in options.patches)
     options = replace(
         options,
-        spec=options.spec or store.spec_for(records, options.model, options.dtype, options.module),
+        spec=options.spec_of(store, records),
         document_start=document_start_of(records) if options.document_start is None else options.document_start,
     )
     edited = _continue(store, prompts, options, records)

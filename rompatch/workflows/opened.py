@@ -37,6 +37,35 @@ class BaseSpec:
     module: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseOptions:
+    """Which base, where it is not the patches' own: part of what many use cases may be told.
+
+    Args:
+        spec: the base; or by its parts, each None being what the patches' own has:
+        model, dtype, module: as ``--model``, ``--dtype`` and ``--module``.
+        device: where to put it, as for :meth:`OpenStore.base`.
+    """
+
+    spec: BaseSpec | None = None
+    model: str | None = None
+    dtype: str | None = None
+    module: str | None = None
+    device: str = "cpu"
+
+    def spec_of(self, store: OpenStore, records: Sequence[PatchRecord]) -> BaseSpec:
+        """How to load the base of *records*, unless another was told. Reads only."""
+        return self.spec or store.spec_for(records, self.model, self.dtype, self.module)
+
+    def base_of(self, store: OpenStore, records: Sequence[PatchRecord]) -> Base:
+        """The base of *records*, unless another was told; loaded as by :meth:`OpenStore.base`.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        return store.base(self.spec_of(store, records), device=self.device)
+
+
 @dataclass
 class OpenStore:
     """An open store: what every use case needs. Python callers have :class:`rompatch.workflows.store.Store`.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rompatch.errors import ConflictError, PatchNotFoundError, RompatchError, StoreError
 from rompatch.store.patches import base_id
 from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord
-from rompatch.store.stacks import check_stack_name
+from rompatch.store.stack_rows import check_stack_name
 from rompatch.workflows import existing
 from rompatch.workflows.author import author
 from rompatch.workflows.computing import compute_plans, workshop

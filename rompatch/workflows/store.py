@@ -216,10 +216,10 @@ class Store(OpenStore):
 
     def verify_stack(self, **options: Any) -> StackVerified:
         """Score every patch of the stack in force on the finished model, against what it scored alone, and drift;
-        options as in :class:`rompatch.workflows.verifying_stacks.StackVerifyOptions`."""
-        from rompatch.workflows import verifying_stacks
+        options as in :class:`rompatch.workflows.stack_scoring.StackVerifyOptions`."""
+        from rompatch.workflows import stack_scoring, verifying_stacks
 
-        return verifying_stacks.verify_stack(self, verifying_stacks.StackVerifyOptions(**options))
+        return verifying_stacks.verify_stack(self, stack_scoring.StackVerifyOptions(**options))
 
     def blame(self, prompt: str, **options: Any) -> Blame:
         """Which patches of the stack in force change an answer; options as in

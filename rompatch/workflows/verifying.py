@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from rompatch.errors import GateError
 from rompatch.store.records import PatchRecord, ScoreRecord, StackRecord, VerificationRecord
 from rompatch.versions import library_versions
 from rompatch.workflows.gates import GateResult, check_limits, check_scores, missed_reasons
-from rompatch.workflows.opened import BaseSpec, OpenStore
+from rompatch.workflows.opened import BaseOptions, OpenStore
 
 if TYPE_CHECKING:
+    from rompatch.models import Base
+    from rompatch.patch import Patch
     from rompatch.verify.evaluation import Evaluation, PromptChange
     from rompatch.verify.metrics import Scores
     from rompatch.verify.suite import Suite
@@ -28,26 +30,19 @@ _COUNT_OF = {"es": "n_rewrite", "em": "n_rewrite", "ps": "n_paraphrase", "pm": "
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
-    """What ``verify`` may be told.
+class VerifyOptions(BaseOptions):
+    """What ``verify`` may be told beside the base.
 
     Args:
         suite: a file (one COUNTERFACT record, or rompatch's own form) instead of the atlas.
         in_stack: score the patch together with the whole active stack, not alone.
         gates: least scores after the edit by name ("s", "es", "ps", "ns"), as fractions.
-        spec: the base, where it is not the patch's own; or by its parts, each None being what the patch's own has:
-        model, dtype, module: as ``--model``, ``--dtype`` and ``--module``.
         record: write the run to the ledger.
     """
 
     suite: Path | None = None
     in_stack: bool = False
     gates: Mapping[str, float] = field(default_factory=dict)
-    spec: BaseSpec | None = None
-    model: str | None = None
-    dtype: str | None = None
-    module: str | None = None
-    device: str = "cpu"
     record: bool = True
 
 
@@ -111,9 +106,8 @@ def verify(store: OpenStore, name: str, options: VerifyOptions | None = None) ->
     document_start = record.header.document_start
     stack = store.stack() if options.in_stack else None
     members = _members(store, record, stack)
-    spec = options.spec or store.spec_for([record], options.model, options.dtype, options.module)
-    options = replace(options, spec=spec)
-    before, after = _evaluate(store, members, suite, document_start, options)
+    patches = [store.blobs.get(store.resolve(patch_id).id) for patch_id in members]  # before the base is loaded
+    before, after = _evaluate(store, options.base_of(store, [record]), patches, suite, document_start)
     run = record_patch(store, record, before, after, members, stack) if options.record else None
     results = check_scores(after.scores, options.gates, record.id)
     return Verified(record, before, after, _changes(before, after), missed_reasons(results, {}), run, results)
@@ -155,13 +149,12 @@ def _members(store: OpenStore, record: PatchRecord, stack: StackRecord | None) -
 
 
 def _evaluate(
-    store: OpenStore, patch_ids: list[str], suite: Suite, document_start: bool, options: VerifyOptions
+    store: OpenStore, base: Base, patches: list[Patch], suite: Suite, document_start: bool
 ) -> tuple[Evaluation, Evaluation]:
     from rompatch.workflows.scoring import before_and_after
 
-    patches = [store.blobs.get(store.resolve(patch_id).id) for patch_id in patch_ids]
     (found,) = before_and_after(
-        store.base(options.spec, device=options.device),
+        base,
         [suite],
         [patches],
         document_start=document_start,

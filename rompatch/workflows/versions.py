@@ -278,7 +278,8 @@ def _check_present(records: Iterable[PatchRecord]) -> None:
     gone = [record for record in records if record.removed_at is not None]
     if gone:
         raise PatchNotFoundError(
-            f"{len(gone)} patches of that revision were removed since: {', '.join(one.label for one in gone[:8])}.",
+            f"Patches of that revision were removed since: {', '.join(one.label for one in gone[:8])}"
+            f"{f' and {len(gone) - 8} more' if len(gone) > 8 else ''}.",
             next_step="Compute them anew with `rompatch create`; the same inputs give the same ids.",
             patch_ids=tuple(record.id for record in gone),
         )

@@ -215,8 +215,8 @@ def test_a_merge_of_another_base_is_refused(store: Store) -> None:
 
 
 def test_an_active_or_full_stack_is_removed_by_force_only(store: Store) -> None:
-    unchanged(store, ConflictError, "it is the active stack and it has 1 patches", lambda: store.remove_stack("main"))
-    unchanged(store, ConflictError, "it has 1 patches", lambda: store.remove_stack("trial"))
+    unchanged(store, ConflictError, r"it is the active stack and it has 1 patch\.", lambda: store.remove_stack("main"))
+    unchanged(store, ConflictError, "it has 1 patch\\.", lambda: store.remove_stack("trial"))
     unchanged(store, PatchNotFoundError, "Did you mean 'trial'", lambda: store.remove_stack("trail"))
     store.new_stack("empty")
     store.remove_stack("empty")
