@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from heard import Heard
+from stores import empty_store
 from tiny_patches import record, tiny_patch
 
 from rompatch.apply.sketch import sketches_of
@@ -14,7 +17,13 @@ from rompatch.edits import EditRequest
 from rompatch.errors import ConflictError
 from rompatch.patch import Patch
 from rompatch.workflows.same_keys import same_fact
-from rompatch.workflows.store import Store
+from rompatch.workflows.store import Store, open_store
+
+
+@pytest.fixture
+def quiet(tmp_path: Path, heard: Heard, new_ledger: Path) -> Iterator[Store]:
+    with open_store(empty_store(new_ledger, tmp_path), reporter=heard) as opened:
+        yield opened
 
 
 def about(store: Store, subject: str, key: list[float], target: str = "Rome", **asked: str | None) -> Patch:
@@ -28,62 +37,62 @@ def about(store: Store, subject: str, key: list[float], target: str = "Rome", **
     return patch
 
 
-def test_an_alias_with_the_same_relation_and_another_object_is_refused(store: Store) -> None:
-    rome = about(store, "Eiffel Tower", [1, 2, 3])
-    store.apply(rome.id)
-    oslo = about(store, "La Tour Eiffel", [1.01, 2, 3], "Oslo")
+def test_an_alias_with_the_same_relation_and_another_object_is_refused(quiet: Store) -> None:
+    rome = about(quiet, "Eiffel Tower", [1, 2, 3])
+    quiet.apply(rome.id)
+    oslo = about(quiet, "La Tour Eiffel", [1.01, 2, 3], "Oslo")
     with pytest.raises(ConflictError, match="their keys are one") as caught:
-        store.apply(oslo.id)
+        quiet.apply(oslo.id)
     assert rome.short_id in str(caught.value)
     assert "--supersede" in str(caught.value)
-    assert [one.id for one in store.active()] == [rome.id]
-    revision = store.apply(oslo.id, supersede=True)
+    assert [one.id for one in quiet.active()] == [rome.id]
+    revision = quiet.apply(oslo.id, supersede=True)
     assert (revision.added, revision.removed) == ((oslo.id,), (rome.id,))
     assert revision.details["superseded"] == [{"new": oslo.id, "old": rome.id}]
 
 
-def test_two_that_come_together_are_refused_even_to_supersede(store: Store) -> None:
-    ids = [about(store, "Eiffel Tower", [1, 2, 3]).id, about(store, "La Tour Eiffel", [1, 2, 3], "Oslo").id]
+def test_two_that_come_together_are_refused_even_to_supersede(quiet: Store) -> None:
+    ids = [about(quiet, "Eiffel Tower", [1, 2, 3]).id, about(quiet, "La Tour Eiffel", [1, 2, 3], "Oslo").id]
     with pytest.raises(ConflictError, match="to be applied with it"):
-        store.apply(*ids, supersede=True)
-    assert store.stack() is None
+        quiet.apply(*ids, supersede=True)
+    assert quiet.stack() is None
 
 
-def test_an_alias_with_another_relation_is_noted(store: Store, heard: Heard) -> None:
-    rome = about(store, "Eiffel Tower", [1, 2, 3])
-    wood = about(store, "La Tour Eiffel", [1, 2, 3], "wood", template="{} is made of")
-    store.apply(rome.id)
-    store.apply(wood.id)
+def test_an_alias_with_another_relation_is_noted(quiet: Store, heard: Heard) -> None:
+    rome = about(quiet, "Eiffel Tower", [1, 2, 3])
+    wood = about(quiet, "La Tour Eiffel", [1, 2, 3], "wood", template="{} is made of")
+    quiet.apply(rome.id)
+    quiet.apply(wood.id)
     (note,) = heard.notes
     assert rome.short_id in note
     assert wood.short_id in note
     assert "share one key" in note
 
 
-def test_other_keys_and_equal_objects_are_applied_in_silence(store: Store, heard: Heard) -> None:
-    store.apply(about(store, "Eiffel Tower", [1, 2, 3]).id)
-    store.apply(about(store, "Big Ben", [3, -2, 1], "Oslo").id)
-    store.apply(about(store, "Colosseum", [1, 2, -3], "Bonn").id)
+def test_other_keys_and_equal_objects_are_applied_in_silence(quiet: Store, heard: Heard) -> None:
+    quiet.apply(about(quiet, "Eiffel Tower", [1, 2, 3]).id)
+    quiet.apply(about(quiet, "Big Ben", [3, -2, 1], "Oslo").id)
+    quiet.apply(about(quiet, "Colosseum", [1, 2, -3], "Bonn").id)
     assert heard.notes == []
 
 
-def test_sketches_alike_but_keys_apart_are_no_pair(store: Store, heard: Heard) -> None:
+def test_sketches_alike_but_keys_apart_are_no_pair(quiet: Store, heard: Heard) -> None:
     """Sketches propose; the keys decide: 0.95 is alike, and not the same."""
-    store.apply(about(store, "Eiffel Tower", [1, 0, 0]).id)
-    store.apply(about(store, "Louvre", [0.95, 0.31, 0], "Oslo").id)
-    assert len(store.active()) == 2
+    quiet.apply(about(quiet, "Eiffel Tower", [1, 0, 0]).id)
+    quiet.apply(about(quiet, "Louvre", [0.95, 0.31, 0], "Oslo").id)
+    assert len(quiet.active()) == 2
     assert heard.notes == []
 
 
-def test_patches_of_before_get_their_sketches_once(store: Store, heard: Heard) -> None:
+def test_patches_of_before_get_their_sketches_once(quiet: Store, heard: Heard) -> None:
     plain = tiny_patch("Eiffel Tower")
-    store.blobs.put(plain)
-    record(store.ledger, plain)
-    assert store.ledger.key_sketches([plain.id]) == {plain.id: (None,)}
-    store.apply(plain.id)
-    assert store.ledger.key_sketches([plain.id]) == {plain.id: sketches_of(plain)}
+    quiet.blobs.put(plain)
+    record(quiet.ledger, plain)
+    assert quiet.ledger.key_sketches([plain.id]) == {plain.id: (None,)}
+    quiet.apply(plain.id)
+    assert quiet.ledger.key_sketches([plain.id]) == {plain.id: sketches_of(plain)}
     heard.steps.clear()
-    store.apply(about(store, "Big Ben", [3, -2, 1]).id)
+    quiet.apply(about(quiet, "Big Ben", [3, -2, 1]).id)
     assert "reading keys" not in {phase for phase, _, _ in heard.steps}
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+from stores import empty_store
 from tiny_patches import record, tiny_patch
 
 from rompatch.edits import EditRequest
@@ -10,7 +14,13 @@ from rompatch.errors import BaseMismatchError, ConflictError, RequestError, Stal
 from rompatch.patch import Patch
 from rompatch.store.ledger import Ledger
 from rompatch.workflows import stacking
-from rompatch.workflows.store import Store
+from rompatch.workflows.store import Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_ledger: Path) -> Iterator[Store]:
+    with open_store(empty_store(new_ledger, tmp_path)) as opened:
+        yield opened
 
 
 def fact(store: Store, subject: str, template: str, target: str, relation: str | None = None, **more: object) -> Patch:
