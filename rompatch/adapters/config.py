@@ -75,7 +75,9 @@ def read_config(folder: Path) -> LoraConfig:
     except DamageError as error:
         raise AdapterError(f"The adapter in {folder} cannot be used: {error.problem}.", next_step=_ASK) from None
     except UnicodeDecodeError:
-        raise AdapterError(f"The adapter in {folder} cannot be used: its {CONFIG} is not UTF-8.") from None
+        raise AdapterError(
+            f"The adapter in {folder} cannot be used: its {CONFIG} is not UTF-8.", next_step=_ASK
+        ) from None
     except OSError as error:
         raise AdapterError(
             f"There is no PEFT adapter in {folder}: {CONFIG} cannot be read ({error.strerror or error}).",

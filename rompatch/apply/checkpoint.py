@@ -104,7 +104,9 @@ def match_name(parameter: str, names: Iterable[str]) -> str:
             return matches[0]
         if matches:
             raise SiteError(
-                f"The checkpoint has several tensors that could be {parameter}.", found=", ".join(matches[:4])
+                f"The checkpoint has several tensors that could be {parameter}.",
+                found=", ".join(matches[:4]),
+                next_step="Save the base anew with transformers, which gives every tensor its whole name.",
             )
     raise SiteError(
         f"The checkpoint has no tensor {parameter}.",

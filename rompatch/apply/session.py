@@ -167,9 +167,10 @@ class PatchedModel:
                     expected="a stack that was activated as an overlay, or none",
                     next_step='Activate it with form="overlay", or call restore() first.',
                 )
-            chosen = Rows(self._prepared(patches)) if rows is None else Rows(each=tuple(map(self._prepared, rows)))
             self._users += 1
         try:
+            with self._lock:
+                chosen = Rows(self._prepared(patches)) if rows is None else Rows(each=tuple(map(self._prepared, rows)))
             with self._overlays.using(chosen):
                 yield self.model
         finally:

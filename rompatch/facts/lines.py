@@ -57,7 +57,9 @@ def read_lines(source: str | Path) -> list[Line]:
         )
     found = list(_form(source, text)(where, lines))
     if not found:
-        raise RequestError(f"The file of facts {where!r} has a header and no line below it.")
+        raise RequestError(
+            f"The file of facts {where!r} has a header and no line below it.", next_step="Add a line for each fact."
+        )
     return found
 
 

@@ -94,7 +94,10 @@ class ChangeVerbs(StackVerbs):
             row = _row_at(connection, stack, about.get("expected_revision"))
             ids = member_ids(connection, row["id"])
             if not ids:
-                raise ConflictError(f"Stack {row['name']!r} has no active patch, so there is nothing to revert.")
+                raise ConflictError(
+                    f"Stack {row['name']!r} has no active patch, so there is nothing to revert.",
+                    next_step="`rompatch stack log` shows what was on it.",
+                )
             return self.change(stack, remove=ids, **({"action": "clear"} | about))
 
     def rivals(self, stack: StackRecord | str, new: Sequence[PatchRecord]) -> tuple[PatchRecord, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from rompatch.edits import same_text
@@ -35,8 +36,9 @@ def check_pop(stack: StackRecord, members: Collection[str], ids: Sequence[str]) 
     """
     if not ids:
         raise ConflictError("No patch was named to revert.", next_step="Name one, or use `rompatch revert --all`.")
+    active, counts = set(members), Counter(ids)  # stacks may have thousands of patches
     for patch_id in ids:
-        if patch_id not in members or list(ids).count(patch_id) > 1:
+        if patch_id not in active or counts[patch_id] > 1:
             raise ConflictError(
                 f"Patch {patch_id[:SHORT_ID]} is not active in stack {stack.name!r}, so there is nothing to revert.",
                 found=_active(members),

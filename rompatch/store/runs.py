@@ -143,6 +143,8 @@ class VerificationVerbs:
         query = select(revisions.c.id).join(stacks, stacks.c.id == revisions.c.stack_id)
         query = query.where(stacks.c.name == stack)
         query = query.where(revisions.c.number == (stacks.c.revision if number is None else number))
+        # A removed stack may have had the name; it counts where it was removed while it was scored.
+        query = query.order_by(stacks.c.removed_at.is_not(None), stacks.c.id.desc())
         with self.session.reading() as connection:
             found = connection.scalar(query)
         if found is None:

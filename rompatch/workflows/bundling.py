@@ -78,7 +78,7 @@ def export_bundle(store: OpenStore, out: Path, stack: str | None = None, *, sign
         contents[patch_entry(member.id)] = patchfile.to_bytes(store.blobs.get(member.id))
     runs = [_bundled_run(run) for member in members for run in store.ledger.verifications(member.id)[::-1]]
     contents |= runs_entry(runs)
-    revisions = store.ledger.revisions(record)[::-1]
+    revisions = [one for one in store.ledger.revisions(record)[::-1] if one.number <= record.revision]
     manifest = Manifest(
         stack=record.name,
         revision=record.revision,

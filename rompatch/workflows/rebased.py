@@ -119,7 +119,11 @@ class Rebased:
             return
         reason = f"{failed[0].old.label}: {failed[0].error}"
         if len(failed) == len(self.patches):
-            raise ComputeError(f"No patch of stack {self.stack!r} could be recomputed.", found=reason)
+            raise ComputeError(
+                f"No patch of stack {self.stack!r} could be recomputed.",
+                found=reason,
+                next_step="Mend what the errors name, or rebase onto another base; the same command tries them again.",
+            )
         raise PartialError(
             f"{len(failed)} of the {len(self.patches)} patches of stack {self.stack!r} failed; the others are done.",
             found=reason,

@@ -335,6 +335,15 @@ def test_a_verification_comes_out_as_it_went_in(main: Ledger) -> None:
     assert (made.score("ES"), made.score("ES", "pre"), made.score("S"), made.score("PS")) == (100.0, 0.0, None, None)
 
 
+def test_a_verification_is_of_the_stack_that_has_the_name_now(main: Ledger) -> None:
+    base = main.stack("main").base_id
+    main.push("main", [TOWER.id])
+    main.drop_stack("main", force=True)
+    main.create_stack("main", base)
+    assert main.record_verification("atlas", source="x", scores=[], stack="main").revision == 0
+    assert main.record_verification("atlas", source="x", scores=[], stack="main", revision=1).revision == 1
+
+
 def test_a_verification_of_nothing_known_is_refused(main: Ledger) -> None:
     with pytest.raises(PatchNotFoundError):
         main.record_verification("atlas", source="x", scores=[], patch_id="0" * 64)

@@ -12,6 +12,7 @@ from stores import empty_store
 from tiny_patches import tiny_adapter, tiny_patch, tiny_site
 
 from rompatch.errors import BaseMismatchError, ConflictError, OutputError, PatchNotFoundError
+from rompatch.reporting import Reporter
 from rompatch.store.blobs import Blobs
 from rompatch.store.records import ScoreRecord
 from rompatch.workflows.store import Store, open_store
@@ -161,3 +162,15 @@ def test_what_cannot_be_exported_is_said(ours: Store, theirs: Store, tmp_path: P
 def test_the_parts_of_a_bundle_are_those_of_an_export(ours: Store, tmp_path: Path) -> None:
     report = ours.export_bundle(tmp_path / "b")
     assert report.manifest.to_json().keys() == parts()[0].to_json().keys()
+
+
+def test_a_stack_that_changes_meanwhile_is_exported_as_it_was(ours: Store, theirs: Store, tmp_path: Path) -> None:
+    class Meddler(Reporter):
+        def step(self, phase: str, done: int, total: int) -> None:
+            if done == 0:
+                ours.apply("Big Ben")
+
+    ours.reporter = Meddler()
+    report = ours.export_bundle(tmp_path / "b")
+    assert ours.stack().revision == report.manifest.revision + 1
+    assert len(theirs.import_bundle(tmp_path / "b").new_patches) == 2
