@@ -32,7 +32,6 @@ import rompatch
 from rompatch.apply.forecast import update_norm
 from rompatch.apply.gram import concatenated, constraints_of
 from rompatch.apply.solve import JOINT_RIDGE, SiteUpdate, by_site, materialise, solve_stack
-from rompatch.compute.methods.rome import compute_many
 from rompatch.errors import RompatchError
 from rompatch.models import Base
 from rompatch.offload import WeightSlot
@@ -47,7 +46,7 @@ from rompatch.verify.reading import load_counterfact
 from rompatch.verify.records import CounterfactRecord
 from rompatch.verify.suite import Suite
 from rompatch.verify.updates import SiteTerm
-from rompatch.workflows.computing import workshop
+from rompatch.workflows.computing import compute_requests, workshop
 from rompatch.workflows.method_options import MethodOptions, edit_setting
 from rompatch.workflows.opened import OpenStore
 
@@ -109,16 +108,7 @@ def patches_at(
     for start in range(0, len(missing), BATCH):
         part = missing[start : start + BATCH]
         assert shop is not None
-        for index, outcome in compute_many(
-            setting.base,
-            [record.request for record in part],
-            site=setting.site,
-            contexts=shop.contexts,
-            statistics=shop.statistics,
-            hparams=setting.hparams,
-            seed=setting.seed,
-            document_start=setting.document_start,
-        ):
+        for index, outcome in compute_requests(shop, [record.request for record in part], store.reporter):
             if isinstance(outcome, RompatchError):
                 print(f"record {part[index].case_id}: {outcome}", file=sys.stderr)
             else:

@@ -101,14 +101,7 @@ def _computed(
     setting: Setting, tasks: Sequence[Task], hearers: Hearers
 ) -> Iterator[tuple[Task, Computation | RompatchError]]:
     """Patches for *tasks*, in the order in which their batches are done."""
-    for index, outcome in _many(setting, tasks, hearers):
-        yield tasks[index], outcome
-
-
-def _many(
-    setting: Setting, tasks: Sequence[Task], hearers: Hearers
-) -> Iterator[tuple[int, Computation | RompatchError]]:
-    return compute_many(
+    for index, outcome in compute_many(
         setting.base,
         [task.request for task in tasks],
         site=setting.site,
@@ -119,7 +112,8 @@ def _many(
         document_start=setting.document_start,
         notify=hearers.notify,
         note=hearers.note,
-    )
+    ):
+        yield tasks[index], outcome
 
 
 def _scored(setting: Setting, group: Sequence[tuple[Task, Computation]], hearers: Hearers) -> Iterator[Outcome]:

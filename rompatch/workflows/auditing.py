@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rompatch.errors import ModelError, SiteError
-from rompatch.patch import Patch, SiteRef
-from rompatch.store.records import PatchRecord
 from rompatch.workflows.audited import (
     CLAIMED,
     EXPLAINED,
@@ -26,21 +22,13 @@ from rompatch.workflows.audited import (
     TensorFound,
     claimed_patches,
 )
+from rompatch.workflows.knowledge import Knowledge
 from rompatch.workflows.opened import BaseSpec, OpenStore
 
 if TYPE_CHECKING:
     from rompatch.apply.comparing import Pair
     from rompatch.apply.manifest import Claim
     from rompatch.apply.stored import StoredTensor
-
-MOST_CANDIDATES = 1000
-"""Patches at one site that are searched, the newest; those of the manifest and of stacks are among them anyway."""
-
-MOST_REVISIONS = 100
-"""Older revisions of each stack that are tried as they are."""
-
-Known = tuple[str, frozenset[str]]
-"""A set of patches and what it is known as."""
 
 
 def audit(store: OpenStore, folder: Path, *, spec: BaseSpec | None = None) -> Audited:
@@ -62,20 +50,14 @@ def audit(store: OpenStore, folder: Path, *, spec: BaseSpec | None = None) -> Au
     found, claim = stored_tensors(folder), read_manifest(folder)
     source, base_folder = locate(_base_of(store, spec, claim).model, store.reporter.note)
     base = stored_tensors(base_folder)
-    ledger = _Ledger(store, base_folder, base, claim)
+    ledger = Knowledge(store, base_folder, base, claim)
     store.reporter.note(f"comparing {folder.name} with {source}")
-    tensors, equal, rounded = [], 0, 0
     names = _counterparts(base, found)
-    for number, name in enumerate(sorted(base)):
-        store.reporter.step("comparing", number, len(base))
-        result = _compare(ledger, base_folder, base[name], folder, found.get(names.get(name, "")))
-        if result == "equal":
-            equal += 1
-        elif result == "rounded":
-            rounded += 1
-        elif isinstance(result, TensorFound):
-            tensors.append(result)
-    store.reporter.step("comparing", len(base), len(base))
+    results = [
+        _compare(ledger, base_folder, base[name], folder, found.get(names.get(name, "")))
+        for name in _counted(store, sorted(base))
+    ]
+    tensors = [result for result in results if isinstance(result, TensorFound)]
     new = sorted(found.keys() - set(names.values()))
     tensors += [TensorFound(name, EXTRA) for name in new if not _is_a_copy(folder, found, name)]
     return Audited(
@@ -83,12 +65,20 @@ def audit(store: OpenStore, folder: Path, *, spec: BaseSpec | None = None) -> Au
         base=source,
         patches=tuple(_patches(ledger, tensors, claim)),
         tensors=tuple(tensors),
-        equal=equal,
-        rounded=rounded,
+        equal=results.count("equal"),
+        rounded=results.count("rounded"),
         unchecked=0,
         candidates=len(ledger.candidates),
         has_manifest=claim is not None,
     )
+
+
+def _counted(store: OpenStore, names: Sequence[str]) -> Iterator[str]:
+    """*names*, each told to the store's reporter as it is begun."""
+    for number, name in enumerate(names):
+        store.reporter.step("comparing", number, len(names))
+        yield name
+    store.reporter.step("comparing", len(names), len(names))
 
 
 def audit_manifest(folder: Path) -> ManifestAudited:
@@ -131,83 +121,8 @@ def audit_manifest(folder: Path) -> ManifestAudited:
     )
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A tensor that patches of the ledger are for, and their records, in canonical order."""
-
-    ref: SiteRef
-    records: tuple[PatchRecord, ...]
-
-
-class _Ledger:
-    """What the ledger knows that bears on a base."""
-
-    def __init__(self, store: OpenStore, folder: Path, base: Mapping[str, StoredTensor], claim: Claim | None) -> None:
-        self.store, self.folder, self.base, self.claim = store, folder, base, claim
-        self.active = frozenset(record.id for record in store.active())
-        self._patches: dict[str, Patch] = {}
-
-    @cached_property
-    def sites(self) -> Mapping[str, _Site]:
-        """Name in the checkpoint to the site; only patches that were computed for this very tensor."""
-        wanted: dict[tuple[str, str], list[tuple[SiteRef, PatchRecord]]] = {}
-        for record in self.store.patches():
-            for site in record.header.sites:
-                wanted.setdefault((site.parameter, site.sha256), []).append((site, record))
-        hashes: dict[str, str] = {}
-        found = {}
-        for (parameter, sha256), members in wanted.items():
-            name = self._name(parameter)
-            if name is None:
-                continue
-            if name not in hashes:
-                hashes[name] = self.base[name].sha256(self.folder)
-            if hashes[name] == sha256:
-                newest = [record for _, record in members]
-                kept = [one for one in newest if one.id in self.known_ids] + newest[:MOST_CANDIDATES]
-                records = sorted({record.id: record for record in kept}.values(), key=lambda record: record.id)
-                found[name] = _Site(members[0][0], tuple(records))
-        return found
-
-    @cached_property
-    def candidates(self) -> Mapping[str, PatchRecord]:
-        """All patches that are for this base, by id."""
-        return {record.id: record for site in self.sites.values() for record in site.records}
-
-    @cached_property
-    def known(self) -> tuple[Known, ...]:
-        """Sets worth trying as they are: the manifest's, the active stack, other stacks, older revisions."""
-        sets: list[Known] = [] if self.claim is None else [("manifest", frozenset(self.claim.patches))]
-        sets.append(("active stack", self.active))
-        for stack in self.store.ledger.stacks():
-            sets += [
-                (f"revision {revision.number} of {stack.name}", frozenset(revision.members))
-                for revision in self.store.ledger.revisions(stack, limit=MOST_REVISIONS)
-            ]
-        return tuple(sets)
-
-    @cached_property
-    def known_ids(self) -> frozenset[str]:
-        """Every patch in those."""
-        return frozenset().union(*(members for _, members in self.known))
-
-    def patch(self, record: PatchRecord) -> Patch:
-        """With its numbers, read once."""
-        if record.id not in self._patches:
-            self._patches[record.id] = self.store.blobs.get(record.id)
-        return self._patches[record.id]
-
-    def _name(self, parameter: str) -> str | None:
-        from rompatch.apply.checkpoint import match_name
-
-        try:
-            return match_name(parameter, self.base)
-        except SiteError:
-            return None
-
-
 def _compare(
-    ledger: _Ledger, base_folder: Path, base: StoredTensor, folder: Path, found: StoredTensor | None
+    ledger: Knowledge, base_folder: Path, base: StoredTensor, folder: Path, found: StoredTensor | None
 ) -> TensorFound | str | None:
     """What became of one tensor of the base: "equal", "rounded", a finding, or None where nothing is to be said."""
     from rompatch.apply.comparing import CHANGED, Pair, difference
@@ -227,7 +142,7 @@ def _compare(
     return TensorFound(found.name, CLAIMED if claimed else UNEXPLAINED, relative=result.relative)
 
 
-def _explained(ledger: _Ledger, pair: Pair, relative: float | None) -> TensorFound:
+def _explained(ledger: Knowledge, pair: Pair, relative: float | None) -> TensorFound:
     from rompatch.apply.explaining import explain
 
     site = ledger.sites[pair.base.name]
@@ -258,7 +173,7 @@ def _as_claimed(claim: Claim | None, pair: Pair) -> bool:
     return hashes is not None and hashes == (pair.base.sha256(pair.base_folder), pair.found.sha256(pair.folder))
 
 
-def _patches(ledger: _Ledger, tensors: Sequence[TensorFound], claim: Claim | None) -> Iterator[PatchFound]:
+def _patches(ledger: Knowledge, tensors: Sequence[TensorFound], claim: Claim | None) -> Iterator[PatchFound]:
     """Ledger patches that are inside or active, then what the manifest claims besides."""
     inside: dict[str, int] = {}
     for tensor in tensors:

@@ -75,8 +75,7 @@ def bake(
     from rompatch.locate import locate
     from rompatch.workflows.model_card import counted, model_card
 
-    named = () if names is None else (store.resolve(name) for name in names)
-    records = store.active() if names is None else tuple({record.id: record for record in named}.values())
+    records = store.chosen(names)
     if not records:
         raise ConflictError("The stack is empty, so there is nothing to bake.", next_step="Apply a patch first.")
     patches = [store.blobs.get(record.id) for record in records]
@@ -93,7 +92,7 @@ def bake(
     store.reporter.note(f"baking {counted(records)} into a copy of {source}")
     options = BakeOptions(hard_link=hard_link, verify_all=verify_all)
     report = bake_folder(folder, out, edits_of(patches), documents, options, store.reporter.step)
-    baked = Baked(report, tuple(records))
+    baked = Baked(report, records)
     _warn(store, baked)
     return baked
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rompatch.errors import ConflictError, RequestError
 from rompatch.store.records import PatchRecord, StackRecord
 from rompatch.workflows.generating import document_start_of
-from rompatch.workflows.opened import BaseSpec, OpenStore
+from rompatch.workflows.opened import BaseOptions, OpenStore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,25 +38,18 @@ _WORD = re.compile(r"\s*[^\s.,;:!?]+")
 
 
 @dataclass(frozen=True)
-class BlameOptions:
-    """What ``blame`` may be told.
+class BlameOptions(BaseOptions):
+    """What ``blame`` may be told beside the base.
 
     Args:
         target: the answer whose probability is asked for; None takes the first word that the edited model says.
         most: candidates to leave out, those that the prompt excites most; 0 takes all.
         document_start: start with a document separator; None does what the patches' own prompts do.
-        spec: the base, where it is not the patches' own; or by its parts, each None being what the patches' own has:
-        model, dtype, module: as ``--model``, ``--dtype`` and ``--module``.
     """
 
     target: str | None = None
     most: int = MOST
     document_start: bool | None = None
-    spec: BaseSpec | None = None
-    model: str | None = None
-    dtype: str | None = None
-    module: str | None = None
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -161,8 +154,7 @@ def blame(store: OpenStore, prompt: str, options: BlameOptions | None = None) ->
     if stack is None or not records:
         raise ConflictError("The stack is empty, so no patch changes anything.", next_step="Apply a patch first.")
     patches = {record.id: store.blobs.get(record.id) for record in records}
-    spec = options.spec or store.spec_for(records, options.model, options.dtype, options.module)
-    base = store.base(spec, device=options.device)
+    base = options.base_of(store, records)
     start = document_start_of(records) if options.document_start is None else options.document_start
     return _Asked(store, base, stack, records, patches, prompt, start).blame(options)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rompatch.compute.statistics import Statistics
     from rompatch.models import Base
     from rompatch.patch import Patch
+    from rompatch.verify.engine import TargetScore
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,31 @@ def compute_plans(
     Raises:
         RequestError, StatisticsError: as :func:`rompatch.compute.methods.rome.compute_many`.
     """
+    told = False
+    for index, outcome in compute_requests(shop, [plan.request for plan in plans], reporter):
+        if isinstance(outcome, RompatchError):
+            yield index, outcome
+            continue
+        if not outcome.measurements["replayed"] and not told:
+            reporter.note(f"{shop.setting.base.model_type} cannot be replayed: used the plain loop, which is slower")
+            told = True
+        yield index, _tried_out(shop, plans[index], outcome, len(plans))
+
+
+def compute_requests(
+    shop: Workshop, requests: Sequence[EditRequest], reporter: Reporter
+) -> Iterator[tuple[int, Computation | RompatchError]]:
+    """The index of each request with its patch as it was computed, or with the error that kept it from one.
+
+    Raises:
+        RequestError, StatisticsError: as :func:`rompatch.compute.methods.rome.compute_many`.
+    """
     from rompatch.compute.methods.rome import compute_many
 
-    setting, told = shop.setting, False
-    for index, outcome in compute_many(
+    setting = shop.setting
+    return compute_many(
         setting.base,
-        [plan.request for plan in plans],
+        requests,
         site=setting.site,
         contexts=shop.contexts,
         statistics=shop.statistics,
@@ -80,14 +100,7 @@ def compute_plans(
         document_start=setting.document_start,
         notify=reporter.step,
         note=reporter.note,
-    ):
-        if isinstance(outcome, RompatchError):
-            yield index, outcome
-            continue
-        if not outcome.measurements["replayed"] and not told:
-            reporter.note(f"{setting.base.model_type} cannot be replayed: used the plain loop, which is slower")
-            told = True
-        yield index, _tried_out(shop, plans[index], outcome, len(plans))
+    )
 
 
 def _tried_out(shop: Workshop, plan: Plan, outcome: Computation, n_plans: int) -> Computed | RompatchError:
@@ -112,10 +125,19 @@ def _tried_out(shop: Workshop, plan: Plan, outcome: Computation, n_plans: int) -
 
 def probabilities(base: Base, request: EditRequest, document_start: bool) -> dict[str, float | None]:
     """P of new and true object after the request's prompt (geometric mean over an object's tokens)."""
+    new, true = score_objects(base, request, document_start)
+    return {"new": math.exp(new.mean_logprob), "true": None if true is None else math.exp(true.mean_logprob)}
+
+
+def score_objects(base: Base, request: EditRequest, document_start: bool) -> tuple[TargetScore, TargetScore | None]:
+    """The new object after the request's prompt, and the true one where it is known.
+
+    Raises:
+        TargetError, SuiteError, ComputeError: the prompt cannot be scored on this base.
+    """
     from rompatch.verify.probabilities import score_prompts
 
     targets = [target for target in (request.target_new, request.target_true) if target is not None]
     pairs = [(request.prompt, target) for target in targets]
-    scored = score_prompts(base.model, base.tokenizer, pairs, document_start=document_start)
-    values = [math.exp(score.mean_logprob) for score in scored]
-    return {"new": values[0], "true": values[1] if len(values) > 1 else None}
+    new, *true = score_prompts(base.model, base.tokenizer, pairs, document_start=document_start)
+    return new, true[0] if true else None

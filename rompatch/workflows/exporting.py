@@ -162,8 +162,7 @@ def prepare(store: OpenStore, options: ExportOptions) -> Prepared:
         raise RequestError(
             "An update has at least one column.", expected="--max-rank 1 or more", found=options.max_rank
         )
-    named = () if options.patches is None else (store.resolve(name) for name in options.patches)
-    records = store.active() if options.patches is None else tuple({record.id: record for record in named}.values())
+    records = store.chosen(options.patches)
     if not records:
         raise ConflictError("The stack is empty, so there is nothing to export.", next_step="Apply a patch first.")
     patches = tuple(store.blobs.get(record.id) for record in records)
@@ -174,7 +173,7 @@ def prepare(store: OpenStore, options: ExportOptions) -> Prepared:
     updates = solve_stack(patches)
     deltas = factorise(updates, [site for patch in patches for site in patch.header.sites], options.max_rank)
     origin = Origin(patches[0].header.base, tuple(sorted(record.id for record in records)))
-    return Prepared(tuple(records), patches, spec, base, deltas, origin)
+    return Prepared(records, patches, spec, base, deltas, origin)
 
 
 def finished(store: OpenStore, prepared: Prepared, report: ExportReport, options: ExportOptions) -> Exported:

@@ -58,7 +58,7 @@ def generate(store: OpenStore, prompts: Sequence[str], options: GenerateOptions 
     options = options or GenerateOptions()
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RequestError("There is no prompt to continue.", next_step='rompatch generate "The Eiffel Tower is in"')
-    records = store.active() if options.patches is None else tuple(store.resolve(name) for name in options.patches)
+    records = store.chosen(options.patches)
     options = replace(
         options,
         spec=options.spec_of(store, records),

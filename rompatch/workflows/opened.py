@@ -194,6 +194,16 @@ class OpenStore:
         stack = self.ledger.active_stack()
         return () if stack is None else self.ledger.members(stack)
 
+    def chosen(self, names: Sequence[str] | None) -> tuple[PatchRecord, ...]:
+        """The patches that *names* mean, each once; None: those of the stack in force. Reads only.
+
+        Raises:
+            PatchNotFoundError, AmbiguousIdError: a name means no patch, or several.
+        """
+        if names is None:
+            return self.active()
+        return tuple({record.id: record for record in map(self.resolve, names)}.values())
+
     def active_patches(self) -> list[Patch]:
         """The same with their numbers, each file checked against its id."""
         return [self.blobs.get(record.id) for record in self.active()]
@@ -214,7 +224,7 @@ class OpenStore:
         """
         from rompatch.apply.session import PatchedModel
 
-        records = self.active() if names is None else [self.resolve(name) for name in names]
+        records = self.chosen(names)
         patches = [self.blobs.get(record.id) for record in records]
         spec = spec or self.spec_for(records or self.active())
         with PatchedModel(self.base(spec, device=device)) as patched:

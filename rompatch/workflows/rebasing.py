@@ -14,7 +14,7 @@ from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord
 from rompatch.store.stack_rows import check_stack_name
 from rompatch.workflows import existing
 from rompatch.workflows.author import author
-from rompatch.workflows.computing import compute_plans, workshop
+from rompatch.workflows.computing import compute_plans, score_objects, workshop
 from rompatch.workflows.keeping import keep
 from rompatch.workflows.likeness import setting_like
 from rompatch.workflows.method_options import EditSetting
@@ -123,18 +123,13 @@ def ask(base: Base, record: PatchRecord) -> Answer:
         RequestError: the patch answers no request.
         TargetError, SuiteError, ComputeError: the prompt cannot be scored on this base.
     """
-    from rompatch.verify.probabilities import score_prompts
-
     request, document_start = record.request, record.header.document_start
-    targets = [target for target in (request.target_new, request.target_true) if target is not None]
-    pairs = [(request.prompt, target) for target in targets]
-    scored = score_prompts(base.model, base.tokenizer, pairs, document_start=document_start)
-    values = [math.exp(score.mean_logprob) for score in scored]
+    new, true = score_objects(base, request, document_start)
     return Answer(
         text=own_answer(base, request.prompt, document_start),
-        new=values[0],
-        true=values[1] if len(values) > 1 else None,
-        knows=scored[0].argmax_ids == scored[0].token_ids,
+        new=math.exp(new.mean_logprob),
+        true=None if true is None else math.exp(true.mean_logprob),
+        knows=new.exact,
     )
 
 
