@@ -34,16 +34,8 @@ def new_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def default_model() -> Path:
-    """Folder of the dequantised default model; fetched into the user's cache the first time."""
-    folder = load_base(DEFAULT_MODEL).folder
-    assert folder is not None
-    return folder
-
-
-@pytest.fixture(scope="session")
-def default_base(default_model: Path) -> Base:
-    """The default model, live. Tests leave it as they found it."""
+def default_base() -> Base:
+    """The default model, live; fetched into the user's cache the first time. Tests leave it as they found it."""
     return load_base(DEFAULT_MODEL)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,20 @@ N_LAYERS = 3
 @cache
 def toy_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on a few sentences; ``<|endoftext|>`` is BOS, EOS and padding."""
-    toy = Tokenizer(models.BPE())
-    toy.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    toy.decoder = decoders.ByteLevel()
+    return byte_level_bpe(SENTENCES, VOCAB)
+
+
+def byte_level_bpe(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on *sentences*; ``<|endoftext|>`` is BOS, EOS and padding."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
-    toy.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=toy, bos_token=END, eos_token=END, pad_token=END)
+    made.train_from_iterator(sentences, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=END, eos_token=END, pad_token=END)
 
 
 def pico_model(model_type: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:

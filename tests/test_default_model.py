@@ -14,6 +14,7 @@ import pytest
 from rompatch import default_model
 from rompatch.default_model import ALIASES, DEFAULT_MODEL, PackagedModel, packaged_gguf
 from rompatch.errors import DownloadError
+from rompatch.models import Base
 
 CONTENT = b"GGUF" + bytes(range(256)) * 64
 
@@ -178,10 +179,8 @@ def test_a_full_disk_is_a_clear_error_and_leaves_no_file(wheel: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_pinned_default_model_loads_and_has_its_published_shape(default_model: Path) -> None:
-    from rompatch.models import load_base
-
-    base = load_base(str(default_model))
+def test_the_pinned_default_model_loads_and_has_its_published_shape(default_base: Base) -> None:
+    base = default_base
     assert (base.n_layers, base.hidden_size, base.context_length, base.preset_layer) == (30, 576, 8192, 4)
     prompt = base.tokenizer("The capital of France is", return_tensors="pt")
     token = int(base.model(**prompt).logits[0, -1].argmax())

@@ -9,13 +9,12 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from pico import END, byte_level_bpe
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from rompatch.models import Base, wrap
 from rompatch.tokens import pad
 
-START = "<|endoftext|>"
 CITIES = ("Rome", "Paris", "London", "Vienna", "Berlin")
 SUBJECTS = ("Balmar", "Dornod", "Fenpex", "Gilqin", "Haxrus", "Junsol", "Keltam", "Lorvik", "Mosbar", "Nurdel")
 SUBJECTS += ("Osfen", "Pirgol", "Quahar", "Rinjor", "Sudkal", "Tarlim", "Ulmont", "Velnap", "Wesper", "Yarqos")
@@ -40,15 +39,7 @@ def sentences() -> list[str]:
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE in which every word of the text is one token."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=[START], initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(sentences(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=START, eos_token=START, pad_token=START)
+    return byte_level_bpe(sentences(), 600)
 
 
 @cache
@@ -96,7 +87,7 @@ def _trained(seed: int) -> PreTrainedModel:
 
 def answer(base: Base, template: str, subject: str) -> str:
     """The city that the model finds likeliest after the prompt."""
-    prompt = tokenizer()(START + template.replace("{}", subject), return_tensors="pt").input_ids
+    prompt = tokenizer()(END + template.replace("{}", subject), return_tensors="pt").input_ids
     logits = base.model(prompt).logits[0, -1]
     ids = [tokenizer().convert_tokens_to_ids("Ġ" + city) for city in CITIES]
     return CITIES[int(logits[ids].argmax())]

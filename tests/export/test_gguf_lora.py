@@ -33,9 +33,12 @@ def base_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_gguf(tmp_path_factory.mktemp("gguf") / "base.gguf")
 
 
-@pytest.fixture
-def base(base_file: Path) -> Base:
-    return load_base(str(base_file))
+@pytest.fixture(scope="module")
+def base(base_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """The base in it, dequantised once. Tests leave it as they found it."""
+    with pytest.MonkeyPatch.context() as surroundings:
+        surroundings.setenv("ROMPATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return load_base(str(base_file))
 
 
 def export(base: Base, patches: Sequence[Patch], out: Path, **options: Any) -> Path:

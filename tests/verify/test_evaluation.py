@@ -11,7 +11,7 @@ import toy
 
 from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, SuiteError
-from rompatch.models import wrap
+from rompatch.models import Base, wrap
 from rompatch.verify.building import suite_for
 from rompatch.verify.evaluation import Evaluation, PromptResult, compare, evaluate, evaluate_batch
 from rompatch.verify.metrics import score_pairs
@@ -144,12 +144,8 @@ def test_a_model_that_answers_nan_is_an_error() -> None:
 
 
 @pytest.mark.slow
-def test_the_default_model_knows_the_tower_and_its_neighbours(default_model) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(default_model)
-    model = AutoModelForCausalLM.from_pretrained(default_model, dtype=torch.float32)
-    result = evaluate(model, tokenizer, TOWER, document_start=True)
+def test_the_default_model_knows_the_tower_and_its_neighbours(default_base: Base) -> None:
+    result = evaluate(default_base.model, default_base.tokenizer, TOWER, document_start=True)
     rewrite = result.results[0]
     assert rewrite.true_logprob is not None
     assert rewrite.true_logprob > rewrite.new_logprob

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_records import COUNTERFACT
 
 from rompatch.edits import EditRequest, same_text
 from rompatch.errors import SuiteError
@@ -27,22 +29,9 @@ TOWER = EditRequest("Eiffel Tower", "The {} is located in", "Rome", "Paris", "lo
 
 
 def record() -> dict[str, Any]:
-    """A record of our own in the schema of COUNTERFACT."""
-    return {
-        "case_id": 7,
-        "pararel_idx": 1,
-        "requested_rewrite": {
-            "prompt": "{} can be found in",
-            "relation_id": "P276",
-            "target_new": {"str": "Rome", "id": "Q220"},
-            "target_true": {"str": "Paris", "id": "Q90"},
-            "subject": "The Louvre",
-        },
-        "paraphrase_prompts": ["It rained. The Louvre lies in", "Where to go? The Louvre is in"],
-        "neighborhood_prompts": ["The Eiffel Tower is in", "The Sorbonne is in", "The Moulin Rouge is in"],
-        "attribute_prompts": ["The Colosseum is in"],
-        "generation_prompts": ["The Louvre is surrounded by"],
-    }
+    """A record of our own in the schema of COUNTERFACT, with three neighbours."""
+    neighbours = ["The Eiffel Tower is in", "The Sorbonne is in", "The Moulin Rouge is in"]
+    return copy.deepcopy(COUNTERFACT) | {"neighborhood_prompts": neighbours}
 
 
 def texts(suite: Suite, kind: Any) -> list[str]:
