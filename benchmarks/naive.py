@@ -45,6 +45,7 @@ class NaiveLoop:
         self._essence = essence.detach() if self._essence is None else self._essence
         kl = self._hparams.kl_factor * rome.essence_loss(essence, self._essence)
         decay = self._hparams.weight_decay * rome.weight_decay_penalty(delta[0], self._norm)
+        decay += self._hparams.norm_penalty * rome.norm_penalty(delta[0], self._norm)
         return -targets.mean() + kl + decay
 
     def step(self, delta: Tensor) -> tuple[float, Tensor]:

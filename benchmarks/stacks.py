@@ -1,7 +1,7 @@
 """How many facts one model holds: COUNTERFACT edits stacked, summed against solved jointly.
 
     python benchmarks/stacks.py FILE [FILE ...] [--counts 60,200,500] [--layers 4] [--score 60] [--patches FOLDER]
-        [--clamp-norm-factor 1.5] [--ridge 0.1,0.3] [--text FILE] [--tokens 4096] [--json FILE] [--plot FILE.svg]
+        [--clamp-norm-factor 1.5] [--norm-penalty 0.3] [--ridge 0.1,0.3] [--text FILE] [--tokens 4096] [--json FILE] [--plot FILE.svg]
 
 One patch a record, of the records with distinct subjects, in the model's preset; with several layers patch i goes to
 the (i mod n)-th of them. Some of the first 60 (200, 500) are scored alone and in the stack of all of them:
@@ -100,7 +100,8 @@ def patches_at(
 ) -> dict[int, Patch]:
     """A patch for each record, by case id: those in *folder*, the others computed and put there."""
     setting = edit_setting(store, options)
-    place = folder / f"layer-{setting.site.layer}-clamp-{setting.hparams.clamp_norm_factor}"
+    hparams = setting.hparams
+    place = folder / f"layer-{setting.site.layer}-clamp-{hparams.clamp_norm_factor}-penalty-{hparams.norm_penalty}"
     place.mkdir(parents=True, exist_ok=True)
     files = {record.case_id: place / f"{record.case_id}.safetensors" for record in records}
     missing = [record for record in records if not files[record.case_id].exists()]
@@ -273,6 +274,7 @@ def main() -> None:
     parser.add_argument("--ways", default="summed,joint")
     parser.add_argument("--ridge", default=str(JOINT_RIDGE), help="lambda of the joint solution; several with commas")
     parser.add_argument("--clamp-norm-factor", type=float, help="as create's; default: the preset's")
+    parser.add_argument("--norm-penalty", type=float, help="as create's; default: the preset's")
     parser.add_argument("--patches", type=Path)
     parser.add_argument("--text", type=Path, default=DATA / "text" / "wikitext2-raw-test.txt")
     parser.add_argument("--tokens", type=int, default=4096)
@@ -283,7 +285,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, rompatch.open_store(Path(folder) / ".rompatch") as store:
         records = records_of(args.files)[: max(args.counts)]
         layers = args.layers or [edit_setting(store, MethodOptions()).site.layer]
-        hparams = {} if args.clamp_norm_factor is None else {"clamp_norm_factor": args.clamp_norm_factor}
+        given = {name: getattr(args, name) for name in ("clamp_norm_factor", "norm_penalty")}
+        hparams = {name: value for name, value in given.items() if value is not None}
         patches: dict[int, Patch] = {}
         for place, layer in enumerate(layers):
             options = MethodOptions(layer=layer, hparams=hparams)

@@ -5,7 +5,8 @@ Equation numbers are those of Meng et al. 2022, arXiv 2202.05262 v1. Dimensions:
 
 What the authors' code does and the paper does not say, kept as named hyper-parameters: weight decay on delta
 (:func:`weight_decay_penalty`), a ball around the present output (:func:`project_to_ball`), the KL term at the
-subject's last token, and "mixed keys": u from the mean key, residual and denominator from the bare prompt's.
+subject's last token, and "mixed keys": u from the mean key, residual and denominator from the bare prompt's. Ours is
+:func:`norm_penalty`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,17 @@ def essence_loss(log_probs: Tensor, base_log_probs: Tensor) -> Tensor:
 def weight_decay_penalty(delta: Tensor, output_norm: Tensor) -> Tensor:
     """||delta|| / ||W k||^2, the authors' weight decay before its factor. (..., d_out), (...) -> (...)"""
     penalty: Tensor = delta.norm(dim=-1) / output_norm**2
+    return penalty
+
+
+def norm_penalty(delta: Tensor, output_norm: Tensor) -> Tensor:
+    """||delta||^2 / ||W k||^2: what the change costs the rest of the model, up to a factor.
+
+    To second order ``Delta = delta u^T / (k^T u)`` disturbs text by tr(F Delta C Delta^T) / 2 nats a token, F being the
+    Fisher information of the site's output; with u = C^-1 k that is delta^T F delta / (2 k^T u). F is near a multiple
+    of the identity and k^T u grows with ||W k||^2, so what differs between subjects and sites is this ratio.
+    (..., d_out), (...) -> (...)"""
+    penalty: Tensor = delta.square().sum(dim=-1) / output_norm**2
     return penalty
 
 

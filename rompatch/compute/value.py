@@ -42,6 +42,8 @@ class ValueHparams:
         optimiser: "adam" (the authors') or "lbfgs", which needs fewer steps.
         early_stop_loss: stop below this total loss, in nats.
         target_loss: stop below this mean loss of the target's tokens, in nats; 0 never does.
+        norm_penalty: nats that a delta as long as W k costs; grows with the square of its length. The authors' code has
+            none: its weight decay stops at the ball's edge (docs/presets.md).
     """
 
     lr: float = 0.5
@@ -52,11 +54,12 @@ class ValueHparams:
     early_stop_loss: float = 0.05
     optimiser: str = "adam"
     target_loss: float = 0.0
+    norm_penalty: float = 0.0
 
 
 @dataclass(frozen=True)
 class StepLoss:
-    """The objective at one step, in nats: ``total = target + kl + weight_decay``."""
+    """The objective at one step, in nats: ``total = target + kl + weight_decay``, the last with the norm's penalty."""
 
     total: float
     target: float
@@ -120,6 +123,7 @@ class Objective:
         target = rome.target_losses(wanted.to(delta.device), batch.target_request)
         kl = hparams.kl_factor * rome.essence_loss(essence, self._essence).to(delta.device)
         decay = hparams.weight_decay * rome.weight_decay_penalty(delta, self._norms)
+        decay = decay + hparams.norm_penalty * rome.norm_penalty(delta, self._norms)
         return Losses(target + kl + decay, target, kl, decay)
 
     def narrow(self, kept: Sequence[int]) -> Objective:

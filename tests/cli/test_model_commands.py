@@ -68,6 +68,7 @@ def test_a_dry_run_in_a_store_changes_no_byte_of_it(run: Run, made: str, place: 
 
 def test_flags_reach_the_patch(run: Run, pico_folder: Path) -> None:
     flags = {"--lr": 0.25, "--weight-decay": 0.1, "--clamp-norm-factor": 3.0, "--kl-factor": 0.5, "--ridge": 0.01}
+    flags |= {"--norm-penalty": 0.3}
     args = [part for pair in flags.items() for part in pair]
     args += ["--optimiser", "lbfgs", "--value-contexts", 4, "--target-loss", 0.01, "--precision", "bfloat16"]
     given = ("--key", "mean", "--seed", 5, "--no-document-start", "--layer", 1, "--early-stop-loss", 0.2, "-m", "why")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +103,23 @@ def test_projecting_keeps_the_direction_and_never_leaves_the_ball(seed: int, d_o
     found = rome.project_to_ball(torch.from_numpy(delta), torch.tensor(radius, dtype=torch.float64)).numpy()
     close(torch.from_numpy(found), delta * min(1.0, radius / np.linalg.norm(delta)))
     assert np.linalg.norm(found) <= radius * (1 + 1e-12)
+
+
+def test_the_norm_penalty_is_the_square_of_the_relative_length() -> None:
+    assert rome.norm_penalty(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([2.0, 4.0])).tolist() == [6.25, 0.25]
+
+
+@given(seed=SEEDS, d_in=st.integers(2, 9), d_out=st.integers(1, 6))
+def test_what_an_edit_disturbs_is_its_length_squared_over_the_leverage_of_its_key(
+    seed: int, d_in: int, d_out: int
+) -> None:
+    """tr(F Delta C Delta^T) with F = I, written out, against ||delta||^2 / (k^T C^-1 k)."""
+    keys, delta, key = normal(seed, 4 * d_in, d_in), normal(seed + 1, d_out), normal(seed + 2, d_in)
+    second_moment = keys.T @ keys / len(keys)
+    row = np.linalg.solve(second_moment, key)
+    update = np.outer(delta, row) / (key @ row)
+    disturbed = np.mean(np.sum((keys @ update.T) ** 2, axis=1))
+    assert disturbed == pytest.approx(delta @ delta / (key @ row), rel=1e-6)
 
 
 def test_weight_decay_is_the_norm_over_the_square_of_the_outputs() -> None:

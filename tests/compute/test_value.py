@@ -77,7 +77,10 @@ def naive_value(base: Base, site: Site, request: EditRequest, hparams: ValueHpar
         edited = run(essence, essence_last, delta)[essence_last]
         divergence = (edited.exp() * (edited - base_log_probs)).sum()
         return (
-            sum(losses) / len(losses) + hparams.kl_factor * divergence + hparams.weight_decay * delta.norm() / norm**2
+            sum(losses) / len(losses)
+            + hparams.kl_factor * divergence
+            + hparams.weight_decay * delta.norm() / norm**2
+            + hparams.norm_penalty * delta.square().sum() / norm.square()
         )
 
     zero = torch.zeros(site.d_out)
@@ -124,7 +127,9 @@ def optimised(
     ("model_type", "plain"), [("gpt2", True), ("llama", False)], ids=["gpt2-full-forward", "llama-replay"]
 )
 @pytest.mark.parametrize(
-    "changes", [{}, {"kl_factor": 2.0, "weight_decay": 20.0}, {"clamp_norm_factor": 0.2}], ids=["plain", "kl", "ball"]
+    "changes",
+    [{}, {"kl_factor": 2.0, "weight_decay": 20.0}, {"clamp_norm_factor": 0.2}, {"norm_penalty": 3.0}],
+    ids=["plain", "kl", "ball", "penalty"],
 )
 def test_the_optimisation_equals_a_plain_loop(model_type: str, changes: dict[str, float], plain: bool) -> None:
     base = pico_base(model_type)

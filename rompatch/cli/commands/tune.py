@@ -56,6 +56,7 @@ _grid_options = stacked(
     _grid("lr", float, "Learning rates of Adam."),
     _grid("ridge", float, "Added to C, relative to its mean diagonal."),
     _grid("weight_decay", float, "Weights of the norm of delta."),
+    _grid("norm_penalty", float, "Weights of (||delta|| / ||W k||)^2."),
     _grid("clamp_norm_factor", float, "||delta|| <= X ||W k||."),
     _grid("kl_factor", float, "Weights of the essence term."),
     _grid("early_stop_loss", float, "Stop below this loss."),

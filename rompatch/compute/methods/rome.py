@@ -41,7 +41,9 @@ from rompatch.versions import library_versions
 KEY_MODES = ("mixed", "mean")
 _NUMBERS = {
     **dict.fromkeys(("lr", "clamp_norm_factor", "ridge"), "positive"),
-    **dict.fromkeys(("weight_decay", "kl_factor", "early_stop_loss", "target_loss"), "a number not below zero"),
+    **dict.fromkeys(
+        ("weight_decay", "kl_factor", "early_stop_loss", "target_loss", "norm_penalty"), "a number not below zero"
+    ),
 }
 
 
