@@ -32,11 +32,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run the main job on the real default model: create, apply, generate, verify, revert, bake
 	@bash scripts/demo.sh
 
+# A worker for each core; a file's tests stay together, with the models that they share.
+PYTEST := $(BIN)/pytest -q --numprocesses auto --dist loadfile
+
 test: $(STAMP) ## run every test, those on the real model included
-	@$(BIN)/pytest -q
+	@OMP_NUM_THREADS=1 $(PYTEST)
 
 fast: $(STAMP) ## run the tests that need no real model
-	@$(BIN)/pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"
 
 lint: $(STAMP) ## ruff, formatting, types
 	@$(BIN)/ruff check $(SOURCES)

@@ -18,8 +18,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Pico models on one thread: on a busy machine, threads that wait for each other cost ten times what they save."""
-    torch.set_num_threads(2 if item.get_closest_marker("slow") else 1)
+    """Pico models on one thread: on a busy machine, threads that wait for each other cost ten times what they save. The
+    same where several workers share the cores."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    torch.set_num_threads(2 if alone and item.get_closest_marker("slow") else 1)
 
 
 DATA_VARIABLE = "ROMPATCH_DATA"
