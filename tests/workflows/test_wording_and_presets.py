@@ -79,7 +79,10 @@ def test_a_preset_file_is_read(tmp_path: Path) -> None:
 def test_the_default_models_preset_comes_with_the_package() -> None:
     shipped = json.loads(resources.files("rompatch").joinpath("presets/smollm2-135m.json").read_text(encoding="utf-8"))
     assert (shipped["model_type"], shipped["n_layers"], shipped["hidden_size"]) == ("llama", 30, 576)
-    assert shipped["layer"] == 4
+    assert shipped["layer"] == 3
+    best, *others = shipped["evidence"]["candidates"]
+    assert (best["layer"], best["hparams"]["norm_penalty"]) == (3, shipped["hparams"]["norm_penalty"])
+    assert all(one["s"] <= best["s"] for one in others if one["records"] == best["records"])
 
 
 def test_without_a_preset_there_are_defaults() -> None:
