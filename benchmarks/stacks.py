@@ -1,7 +1,8 @@
 """How many facts one model holds: COUNTERFACT edits stacked, summed against solved jointly.
 
     python benchmarks/stacks.py FILE [FILE ...] [--counts 60,200,500] [--layers 4] [--score 60] [--patches FOLDER]
-        [--clamp-norm-factor 1.5] [--norm-penalty 0.3] [--ridge 0.1,0.3] [--text FILE] [--tokens 4096] [--json FILE] [--plot FILE.svg]
+        [--clamp-norm-factor 1.5] [--norm-penalty 0.3] [--ridge 0.1,0.3] [--text FILE] [--tokens 4096]
+        [--json FILE] [--plot FILE.svg]
 
 One patch a record, of the records with distinct subjects, in the model's preset; with several layers patch i goes to
 the (i mod n)-th of them. Some of the first 60 (200, 500) are scored alone and in the stack of all of them:
