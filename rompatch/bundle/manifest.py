@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from rompatch.bundle.limits import MANIFEST, MAX_PATCHES, MAX_REVISIONS, RUNS, is_known, patch_entry, patch_of_entry
@@ -210,9 +211,17 @@ def _check_about(record: object, names: Iterable[str]) -> None:
     for name in names:
         require(type(getattr(record, name)) in (str, type(None)), f"{name} of a record is neither text nor null")
     time = str(vars(record)["created_at"])
-    require(
-        bool(TIME.fullmatch(time)), "a time in its manifest is no time", "2026-01-31T12:00:00.000000+00:00", time[:60]
-    )
+    require(_is_time(time), "a time in its manifest is no time", "2026-01-31T12:00:00.000000+00:00", time[:60])
+
+
+def _is_time(text: str) -> bool:
+    if not TIME.fullmatch(text):
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:  # no such day or hour
+        return False
+    return True
 
 
 def _check_ids(ids: Iterable[Any]) -> None:

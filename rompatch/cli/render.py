@@ -49,6 +49,11 @@ def moment(at: str) -> str:
     return at[:19].replace("T", " ")
 
 
+def overridden(gates: Sequence[str]) -> str:
+    """Which gates were passed over: ``overrides min_S``; nothing for none."""
+    return f"overrides {', '.join(gates)}" if gates else ""
+
+
 def size(count: int) -> str:
     """Bytes for people."""
     number = float(count)

@@ -10,7 +10,14 @@ from sqlalchemy import Connection, select
 from rompatch.store import schema
 from rompatch.store.engine import Session
 from rompatch.store.lookup import subject_key
-from rompatch.store.records import FactEvent, PatchRecord, decoded, patch_from
+from rompatch.store.records import (
+    FactEvent,
+    PatchRecord,
+    decoded,
+    overridden_gates,
+    patch_from,
+    superseded_pairs,
+)
 
 ON, OFF = "on", "off"
 
@@ -47,9 +54,11 @@ def _events(connection: Connection, patch: PatchRecord) -> Iterator[FactEvent]:
 
 def _event(kind: str, patch_id: str, row: Any) -> FactEvent:
     details = decoded(row["details"], f"details of revision {row['number']} of stack {row['stack']!r}")
-    mine, its = ("new", "old") if kind == ON else ("old", "new")
-    pairs = details.get("superseded", []) if isinstance(details, dict) else []
-    others = tuple(str(pair[its]) for pair in pairs if pair.get(mine) == patch_id and its in pair)
+    pairs = superseded_pairs(details)
+    others = tuple(old if kind == ON else new for new, old in pairs if patch_id == (new if kind == ON else old))
+    gates = overridden_gates(details, patch_id) if kind == ON else ()
     names = ("author", "message", "reason", "action", "stack")
     about = {name: row[name] for name in names}
-    return FactEvent(row["created_at"], kind, patch_id, revision=row["number"], others=others, **about)
+    return FactEvent(
+        row["created_at"], kind, patch_id, revision=row["number"], others=others, overridden=gates, **about
+    )

@@ -13,7 +13,7 @@ from rompatch.store.engine import Session
 from rompatch.store.members import batches, changes
 from rompatch.store.records import HistoryEvent
 
-Ids = dict[int, set[str]]
+Changes = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class HistoryVerbs:
@@ -30,7 +30,8 @@ class HistoryVerbs:
             merged = heapq.merge(*parts, key=_newness, reverse=True)
             rows = list(islice(merged, offset, wanted))
             changed = {row["revision_id"]: _changed(connection, row) for row in rows if row["revision_id"] is not None}
-            ids = {row["patch_id"] for row in rows if row["patch_id"] is not None}.union(*changed.values())
+            ids = {row["patch_id"] for row in rows if row["patch_id"] is not None}
+            ids.update(patch_id for both in changed.values() for some in both for patch_id in some)
             subjects = _subjects(connection, ids)
         return tuple(_event(row, changed, subjects) for row in rows)
 
@@ -94,9 +95,9 @@ def _parts() -> list[Select[Any]]:
     ]
 
 
-def _changed(connection: Connection, row: Any) -> set[str]:
-    """The ids that a revision added or took off."""
-    return {patch_id for some in changes(connection, row["stack_id"], row["number"]) for patch_id in some}
+def _changed(connection: Connection, row: Any) -> Changes:
+    """The ids that a revision added, and those that it took off."""
+    return changes(connection, row["stack_id"], row["number"])
 
 
 def _subjects(connection: Connection, ids: set[str]) -> dict[str, str]:
@@ -108,15 +109,18 @@ def _subjects(connection: Connection, ids: set[str]) -> dict[str, str]:
     return found
 
 
-def _event(row: Any, changed: Ids, subjects: dict[str, str]) -> HistoryEvent:
+def _event(row: Any, changed: dict[int, Changes], subjects: dict[str, str]) -> HistoryEvent:
     is_revision = row["revision_id"] is not None
+    added, removed = changed[row["revision_id"]] if is_revision else ((), ())
     single = () if row["patch_id"] is None else (row["patch_id"],)
-    ids = tuple(sorted(changed[row["revision_id"]])) if is_revision else single
+    ids = tuple(sorted({*added, *removed})) if is_revision else single
     return HistoryEvent(
         at=row["at"],
         kind="stack" if is_revision and row["kind"] == "create" else row["kind"],
         patch_ids=ids,
         subjects=tuple(subjects.get(patch_id, "?") for patch_id in ids),
+        added=added,
+        removed=removed,
         stack=row["stack"],
         revision=row["number"] if is_revision or row["kind"] == "tag" else None,
         verification=row["number"] if row["kind"] == "verify" else None,

@@ -68,6 +68,7 @@ class PatchVerbs:
         message: str | None = None,
         source: str | None = None,
         expires_at: str | None = None,
+        created_at: str | None = None,
         key_sketches: Sequence[bytes | None] = (),
     ) -> PatchRecord:
         """Record a patch whose file is in place already. Writes.
@@ -80,6 +81,7 @@ class PatchVerbs:
             author, message: for the log.
             source: where the fact comes from, an address or words.
             expires_at: the day (ISO 8601) from which on the fact may no longer hold.
+            created_at: when it was made, if that was elsewhere; what lies in the future is taken for now.
             key_sketches: one for each site, in their order, of the mean key there.
 
         A patch that is known keeps its record, which takes measurements, author, ... where it has none (``fsck`` may
@@ -109,7 +111,7 @@ class PatchVerbs:
                 "subject_key": subject_key(header.subject),
                 "header": canonical_json(header.to_json()),
                 "file_size": file_size,
-                "created_at": now(),
+                "created_at": min(created_at or now(), now()),
                 "removed_at": None,
                 **details,
             }

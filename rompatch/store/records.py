@@ -122,6 +122,16 @@ class RevisionRecord:
     removed: tuple[str, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def superseded(self) -> tuple[str, ...]:
+        """Ids of the patches that were taken off because another one replaces them."""
+        return tuple(old for _, old in superseded_pairs(self.details))
+
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """The gates that were passed over, each once."""
+        return overridden_gates(self.details)
+
     def to_json(self) -> dict[str, Any]:
         """All fields by name."""
         lists = {name: list(getattr(self, name)) for name in ("members", "added", "removed")}
@@ -148,6 +158,7 @@ class FactEvent:
         kind: "create" or "remove" (the patch itself), "on" or "off" (a stack).
         action: of the revision that put it on or took it off.
         others: ids of the patches that it replaced ("on") or was replaced by ("off").
+        overridden: gates that were passed over to put it on.
     """
 
     at: str
@@ -157,6 +168,7 @@ class FactEvent:
     revision: int | None = None
     action: str | None = None
     others: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
     author: str | None = None
     message: str | None = None
     reason: str | None = None
@@ -198,13 +210,16 @@ class HistoryEvent:
     """One line of the log.
 
     ``kind``: "create", "remove" (a patch), "stack" (a stack came to be), another of :data:`ACTIONS` (a revision),
-    "tag", "verify". ``patch_ids`` and ``subjects`` run in parallel. ``tag`` is the name that a revision was given.
+    "tag", "verify". ``patch_ids`` and ``subjects`` run in parallel; ``added`` and ``removed`` are those of a revision.
+    ``tag`` is the name that a revision was given.
     """
 
     at: str
     kind: str
     patch_ids: tuple[str, ...]
     subjects: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     stack: str | None = None
     revision: int | None = None
     verification: int | None = None
@@ -227,6 +242,21 @@ def decoded(text: Any, what: str) -> Any:
         raise StoreError(
             f"The ledger is damaged: the {what} cannot be read ({error}).", next_step="Restore it from a backup."
         ) from error
+
+
+def superseded_pairs(details: Any) -> tuple[tuple[str, str], ...]:
+    """Pairs of a patch and the one that it replaced, as a revision's details have them; what is no pair is left out."""
+    pairs = details.get("superseded", ()) if isinstance(details, Mapping) else ()
+    listed = [pair for pair in pairs if isinstance(pair, Mapping) and {"new", "old"} <= pair.keys()]
+    return tuple((str(pair["new"]), str(pair["old"])) for pair in listed)
+
+
+def overridden_gates(details: Any, patch_id: str | None = None) -> tuple[str, ...]:
+    """The gates that a revision's details say were passed over, each once; of one patch and of the whole, if asked."""
+    results = details.get("overridden", ()) if isinstance(details, Mapping) else ()
+    named = [one for one in results if isinstance(one, Mapping) and "gate" in one]
+    wanted = [one for one in named if patch_id is None or one.get("patch_id") in (None, patch_id)]
+    return tuple(dict.fromkeys(str(one["gate"]) for one in wanted))
 
 
 def base_from(row: RowMapping) -> BaseRecord:

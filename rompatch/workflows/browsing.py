@@ -46,23 +46,33 @@ class Chain:
                 patch_json(record, one in self.active) | {"removed_at": record.removed_at}
                 for one, record in self.patches.items()
             ],
-            "events": [vars(event) | {"others": list(event.others)} for event in self.events],
+            "events": [
+                vars(event) | {"others": list(event.others), "overridden": list(event.overridden)}
+                for event in self.events
+            ],
         }
 
 
 @dataclass(frozen=True)
 class Details:
-    """One patch: its record, where its file is, whether it is active, and its verifications, newest first."""
+    """One patch: its record, where its file is, whether it is active, and its verifications, newest first.
+
+    ``imported``: when a bundle first brought it, which may be long after it was made elsewhere.
+    """
 
     record: PatchRecord
     path: Path
     active: bool
     verifications: tuple[VerificationRecord, ...]
+    imported: FactEvent | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object (documented in docs/json.md)."""
         return {
             **patch_json(self.record, self.active),
+            "imported": None
+            if self.imported is None
+            else {name: getattr(self.imported, name) for name in ("at", "stack", "revision", "author")},
             "path": str(self.path),
             "header": self.record.header.to_json(),
             "measurements": dict(self.record.measurements),
@@ -171,7 +181,12 @@ def details(store: OpenStore, name: str) -> Details:
     record = store.resolve(name)
     stack = store.stack()
     active = stack is not None and record.id in store.ledger.member_ids(stack)
-    return Details(record, store.blobs.path(record.id), active, store.ledger.verifications(record.id))
+    runs = store.ledger.verifications(record.id)
+    _, events = store.ledger.fact_history(record.subject)
+    imported = next(
+        (one for one in events if (one.patch_id, one.kind, one.action) == (record.id, "on", "import")), None
+    )
+    return Details(record, store.blobs.path(record.id), active, runs, imported)
 
 
 def history(store: OpenStore, *, limit: int = 20, offset: int = 0) -> Page:
@@ -233,11 +248,7 @@ def verification_json(run: VerificationRecord) -> dict[str, Any]:
 
 def event_json(event: HistoryEvent) -> dict[str, Any]:
     """One line of the log."""
-    return {
-        **vars(event),
-        "patch_ids": list(event.patch_ids),
-        "subjects": list(event.subjects),
-    }
+    return vars(event) | {name: list(getattr(event, name)) for name in ("patch_ids", "subjects", "added", "removed")}
 
 
 def _not_negative(**numbers: int | None) -> None:

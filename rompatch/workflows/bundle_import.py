@@ -12,11 +12,13 @@ from rompatch.bundle import Bundle, BundledRun, Manifest, open_bundle
 from rompatch.errors import BaseMismatchError, ConflictError
 from rompatch.patch import SHORT_ID, PatchHeader
 from rompatch.store.patches import base_id
+from rompatch.store.plan import check_push
 from rompatch.store.records import RevisionRecord, ScoreRecord, StackRecord
 from rompatch.workflows.author import author
 from rompatch.workflows.bundling import BundleReport, read_bundle
 from rompatch.workflows.conflicts import contradictions, refused
 from rompatch.workflows.opened import OpenStore
+from rompatch.workflows.same_keys import contradicting_members
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ def _check_facts(store: OpenStore, stack: StackRecord | None, ids: Sequence[str]
     new = [store.ledger.patch(patch_id) for patch_id in ids]
     if pairs := contradictions(new, store.ledger.rivals(stack, new)):
         raise refused(stack.name, pairs)
+    check_push(stack, [], new)  # whose keys can be compared: a patch of another base is told so first
+    if pairs := contradicting_members(store, store.ledger.member_ids(stack), new):
+        raise refused(stack.name, pairs)
 
 
 def _taken(name: str) -> ConflictError:
@@ -163,6 +168,7 @@ def _add(store: OpenStore, bundle: Bundle, written: list[str]) -> Iterator[str]:
             message=listed.message,
             source=listed.source,
             expires_at=listed.expires_at,
+            created_at=listed.created_at,
         )
         if not known:
             yield patch.id

@@ -95,15 +95,12 @@ def export_bundle(store: OpenStore, out: Path, stack: str | None = None, *, sign
     return BundleReport(out, len(data), sha256(manifest.to_bytes()), manifest, len(runs), signature is not None)
 
 
-def read_bundle(
-    path: Path, *, allowed_signers: Path | None = None, require_signature: bool = False, whole: bool = True
-) -> BundleReport:
-    """What the bundle at *path* holds. Reads only.
+def read_bundle(path: Path, *, allowed_signers: Path | None = None, require_signature: bool = False) -> BundleReport:
+    """What the bundle at *path* holds; every byte and every patch is checked. Reads only.
 
     Args:
         allowed_signers: where it is signed, by whom it may be: an allowed_signers file as ssh has it.
         require_signature: refuse an unsigned one.
-        whole: read and check every patch, too.
 
     Raises:
         BundleError: it is damaged or hostile, or not signed as demanded.
@@ -121,8 +118,7 @@ def read_bundle(
             raise BundleError(
                 f"The bundle {path} is not signed.", next_step="Ask for a signed one, or leave --require-signature out."
             )
-        if whole:
-            bundle.check()
+        bundle.check()
         signed = bundle.signature is not None
         return BundleReport(path, path.stat().st_size, bundle.sha256, bundle.manifest, len(bundle.runs), signed, signer)
 

@@ -10,6 +10,7 @@ from rompatch.facts.fact import Fact
 from rompatch.store.records import PatchRecord, RevisionRecord
 from rompatch.workflows import existing, stacking
 from rompatch.workflows.computing import Computed, compute_plans, workshop
+from rompatch.workflows.conflicts import contradictions
 from rompatch.workflows.keeping import keep
 from rompatch.workflows.method_options import EditSetting, MethodOptions, edit_setting, sound_hparams
 from rompatch.workflows.opened import OpenStore
@@ -49,13 +50,16 @@ class Created:
     """The outcome: the plan, and the patch with its record; without them nothing was computed (``dry_run``).
 
     ``is_new`` is False where a patch for the same request and settings existed and was returned instead. ``revision``
-    is set where the patch was applied.
+    is set where the patch was applied. ``active``: whether it is on the stack in force now; if not, ``contradicted``
+    are the patches there that it would have to supersede.
     """
 
     plan: Plan
     record: PatchRecord | None = None
     is_new: bool = False
     revision: RevisionRecord | None = None
+    active: bool = False
+    contradicted: tuple[PatchRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object (documented in docs/json.md)."""
@@ -69,6 +73,8 @@ class Created:
             if record is None or record.header.statistics is None
             else vars(record.header.statistics),
             "applied_as_revision": None if self.revision is None else self.revision.number,
+            "active": self.active,
+            "contradicts": [active.id for active in self.contradicted],
         }
 
 
@@ -137,9 +143,14 @@ def _computed(store: OpenStore, setting: EditSetting, plan: Plan) -> Computed:
 
 
 def _applied(store: OpenStore, created: Created, options: CreateOptions) -> Created:
-    if not options.apply or created.record is None:
+    record = created.record
+    if record is None:
         return created
-    if created.record.id in {record.id for record in store.active()}:
-        return created
-    revision = stacking.apply(store, [created.record.id], message=options.message, reason=options.reason)
-    return replace(created, revision=revision)
+    stack = store.stack()
+    if stack is not None and record.id in store.ledger.member_ids(stack):
+        return replace(created, active=True)
+    if options.apply:
+        revision = stacking.apply(store, [record.id], message=options.message, reason=options.reason)
+        return replace(created, revision=revision, active=True)
+    rivals = () if stack is None else store.ledger.rivals(stack, [record])
+    return replace(created, contradicted=tuple(old for _, old in contradictions([record], rivals)))

@@ -12,6 +12,7 @@ from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord
 from rompatch.workflows.author import author
 from rompatch.workflows.conflicts import Pair, contradictions
 from rompatch.workflows.opened import OpenStore
+from rompatch.workflows.same_keys import contradicting_members
 
 Prefer = Literal["ours", "theirs"]
 
@@ -50,11 +51,13 @@ class MergePlan:
 
 def plan_merge(store: OpenStore, source: str, into: str | None = None) -> MergePlan:
     """What merging *source* (a stack, or ``NAME@revision``) into a stack, the active one if none is named, would do.
-    Reads only; the files of the patches that would be added are read and checked.
+    Writes nothing but the sketches of keys that are missing; the files of the patches that would be added are read and
+    checked. Contradictions are found by subject and by key, as for an apply.
 
     Raises:
         PatchNotFoundError: there is no such stack, tag or revision.
         ConflictError: a stack is to be merged into itself.
+        StoreError: the file of a member cannot be read that may contradict a patch to be added.
     """
     ledger = store.ledger
     target, _ = ledger.find_revision("HEAD", into)
@@ -65,7 +68,11 @@ def plan_merge(store: OpenStore, source: str, into: str | None = None) -> MergeP
     added = ledger.records(theirs - ours)
     rivals = ledger.rivals(target, added)
     problems = tuple(_problems(store, target, rivals, added))
-    return MergePlan(target, (origin, number), added, len(ours & theirs), contradictions(added, rivals), problems)
+    conflicts = contradictions(added, rivals)
+    unusable = {patch_id for patch_id, _ in problems}
+    usable = [record for record in added if record.id not in unusable and record.base_id == target.base_id]
+    conflicts += contradicting_members(store, ours - {old.id for _, old in conflicts}, usable)
+    return MergePlan(target, (origin, number), added, len(ours & theirs), conflicts, problems)
 
 
 def merge(
@@ -82,8 +89,8 @@ def merge(
     Args:
         source: a stack's name, or ``NAME@revision``.
         into: the stack that takes them; None is the active one.
-        prefer: where both change one fact to different objects, keep the target's patch ("ours") or replace it by the
-            source's ("theirs"); None refuses.
+        prefer: where both change one fact to different objects, keep the target's patch ("ours") or let the source's
+            supersede it ("theirs"), which the revision records as ``apply --supersede`` does; None refuses.
         message, reason: of the revision.
 
     Raises:
@@ -145,7 +152,7 @@ def _check(store: OpenStore, plan: MergePlan, prefer: Prefer | None) -> None:
     raise ConflictError(
         f"Nothing of {_name(plan)} was merged into stack {target.name!r}.",
         found="; ".join(lines),
-        next_step="Choose with --ours or --theirs."
+        next_step="Choose with --ours or --theirs: ours stay, or theirs supersede them."
         if not plan.problems
         else "Mend or revert these patches in the source first; `rompatch fsck` names damaged files.",
         conflicts=tuple((one.id, other.id) for one, other in open_conflicts),

@@ -2,6 +2,10 @@
 
 Two patches that share a key (cosine above 0.98 in the metric of C^-1) speak to the model about one subject, whatever
 words their requests use. If they state the same relation and another object, they contradict each other.
+
+A member whose file cannot be read has a key that nobody can compare. Where its request could contradict no new patch
+whatever its key is (another relation, the same object, another weight), that does not matter, and a note says so.
+Otherwise the new patch is refused: a contradiction that cannot be seen is no agreement.
 """
 
 from __future__ import annotations
@@ -10,11 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rompatch.edits import EditRequest, same_text
-from rompatch.errors import ConflictError
-from rompatch.patch import SiteFactors
+from rompatch.errors import ConflictError, PatchFileError, RompatchError, StoreError
+from rompatch.patch import Patch, SiteFactors
 from rompatch.store.records import PatchRecord
 from rompatch.workflows.conflicts import Pair, same_relation
 from rompatch.workflows.opened import OpenStore
+
+Unread = dict[str, tuple[RompatchError, list[str]]]
+"""Members whose files cannot be read: why, and the new patches whose keys may be like theirs."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,15 @@ def same_keys(store: OpenStore, member_ids: Iterable[str], new: Sequence[PatchRe
     patches that have none yet; of members only their sketches are read, and the files of candidates.
 
     Raises:
-        StoreError, PatchFileError: a file that is needed is missing or damaged.
+        StoreError, PatchFileError: the file of one of *new* is missing or damaged, or that of a member which could
+            contradict one of *new*.
     """
     from rompatch.apply.sketch import candidates
 
     added = [record.id for record in new]
     old = sorted(set(member_ids) - set(added))
-    sketches = _sketches(store, [*old, *added])
+    unread: Unread = {}
+    sketches = _sketches(store, [*old, *added], added, unread)
     ids = [(patch_id, data) for patch_id in (*old, *added) for data in sketches[patch_id]]
     fresh = [(patch_id, data) for patch_id in added for data in sketches[patch_id]]
     order = {patch_id: number for number, patch_id in enumerate((*old, *added))}
@@ -54,10 +63,16 @@ def same_keys(store: OpenStore, member_ids: Iterable[str], new: Sequence[PatchRe
         for one, other in candidates([data for _, data in fresh], [data for _, data in ids])
         if order[ids[other][0]] < order[fresh[one][0]]
     }
-    found = [
-        _compared(store, one, other, together=other in added)
-        for one, other in sorted(pairs, key=lambda pair: (order[pair[0]], pair[1]))
-    ]
+    found = []
+    for one, other in sorted(pairs, key=lambda pair: (order[pair[0]], pair[1])):
+        mine = store.blobs.get(one)
+        try:
+            its = store.blobs.get(other)
+        except (StoreError, PatchFileError) as error:
+            unread.setdefault(other, (error, []))[1].append(one)
+        else:
+            found.append(_compared(store, mine, its, together=other in added))
+    _check_unread(store, unread)
     return tuple(pair for pair in found if pair is not None)
 
 
@@ -72,6 +87,17 @@ def contradicting(pairs: Iterable[SameKey], stack: str, *, supersede: bool) -> t
         if pair.together or not supersede:
             raise _refused(pair, stack)
     return tuple((pair.new, pair.other) for pair in pairs)
+
+
+def contradicting_members(store: OpenStore, member_ids: Iterable[str], new: Sequence[PatchRecord]) -> tuple[Pair, ...]:
+    """The pairs of one of *new* and a member that contradict each other by their keys, for patches that come from
+    another stack, where they agreed with each other. Writes sketches that are missing.
+
+    Raises:
+        StoreError, PatchFileError: as for :func:`same_keys`.
+    """
+    alike = same_keys(store, member_ids, new) if new else ()
+    return tuple((pair.new, pair.other) for pair in alike if pair.contradicts and not pair.together)
 
 
 def _refused(pair: SameKey, stack: str) -> ConflictError:
@@ -96,7 +122,40 @@ def same_fact(one: EditRequest, other: EditRequest) -> bool:
     return bool(one.target_true and other.target_true and same_text(one.target_true, other.target_true))
 
 
-def _compared(store: OpenStore, new_id: str, other_id: str, *, together: bool) -> SameKey | None:
+def _check_unread(store: OpenStore, unread: Unread) -> None:
+    """Whether members whose files cannot be read could contradict new patches if their keys were one; a note if not.
+
+    Raises:
+        StoreError: one could.
+    """
+    for record in store.ledger.records(unread):
+        error, compared = unread[record.id]
+        for patch in store.ledger.records(compared):
+            if _could_contradict(patch, record):
+                raise StoreError(
+                    f"Whether patch {patch.label} contradicts {record.label} cannot be told: both are about one "
+                    f"relation, and their keys cannot be compared. {error.message}",
+                    next_step="Restore the file from a backup or compute the patch anew, or do without it: "
+                    f"`rompatch revert {record.short_id}`. `rompatch fsck` names every such loss.",
+                    patch_id=record.id,
+                    new_id=patch.id,
+                )
+        store.reporter.note(
+            f"the file of patch {record.label} cannot be read, so its key was not compared; it is about something "
+            f"else: `rompatch fsck` says more, `rompatch revert {record.short_id}` takes it off"
+        )
+
+
+def _could_contradict(new: PatchRecord, other: PatchRecord) -> bool:
+    """Whether the two would contradict each other if their keys were one."""
+    one, two = new.header.request, other.header.request
+    if one is None or two is None or same_text(one.target_new, two.target_new):
+        return False
+    sites = [{site.parameter for site in record.header.sites} for record in (new, other)]
+    return not sites[0].isdisjoint(sites[1]) and same_fact(one, two)
+
+
+def _compared(store: OpenStore, mine: Patch, its: Patch, *, together: bool) -> SameKey | None:
     from rompatch.apply.gram import constraints_of, key_similarity
     from rompatch.apply.solve import SAME_KEY
 
@@ -106,7 +165,7 @@ def _compared(store: OpenStore, new_id: str, other_id: str, *, together: bool) -
             for site, factors in zip(patch.header.sites, patch.factors, strict=True)
             if isinstance(factors, SiteFactors)
         }
-        for patch in (store.blobs.get(new_id), store.blobs.get(other_id))
+        for patch in (mine, its)
     ]
     alike = max(
         (
@@ -118,20 +177,27 @@ def _compared(store: OpenStore, new_id: str, other_id: str, *, together: bool) -
     )
     if alike <= SAME_KEY:
         return None
-    new, other = store.ledger.patch(new_id), store.ledger.patch(other_id)
-    differs = not same_text(new.request.target_new, other.request.target_new)
-    return SameKey(new, other, alike, differs and same_fact(new.request, other.request), together)
+    new, other = store.ledger.patch(mine.id), store.ledger.patch(its.id)
+    return SameKey(new, other, alike, _could_contradict(new, other), together)
 
 
-def _sketches(store: OpenStore, ids: Sequence[str]) -> dict[str, tuple[bytes, ...]]:
-    """Of each patch, from the ledger; those that have none get theirs from their file, once."""
+def _sketches(
+    store: OpenStore, ids: Sequence[str], added: Sequence[str], unread: Unread
+) -> dict[str, tuple[bytes, ...]]:
+    """Of each patch, from the ledger; those that have none get theirs from their file, once. A member whose file cannot
+    be read has none, and goes into *unread*, to be judged beside all of *added*."""
     from rompatch.apply.sketch import sketches_of
 
     known = store.ledger.key_sketches(ids)
     missing = [patch_id for patch_id in ids if None in known.get(patch_id, (None,))]
     made: dict[str, tuple[bytes, ...]] = {}
     for done, patch_id in enumerate(missing, 1):
-        made[patch_id] = sketches_of(store.blobs.get(patch_id))
+        try:
+            made[patch_id] = sketches_of(store.blobs.get(patch_id))
+        except (StoreError, PatchFileError) as error:
+            if patch_id in added:
+                raise
+            unread[patch_id] = error, list(added)
         store.reporter.step("reading keys", done, len(missing))
     if made:
         store.ledger.fill_key_sketches(made)

@@ -197,12 +197,20 @@ def commit(
     reason: str | None,
     details: Mapping[str, Any],
 ) -> RevisionRecord:
-    """:func:`carry_out`, and note what is *known* of the patches, both or neither. Writes. Raises what that raises."""
+    """:func:`carry_out`, and keep what is *known* of the patches, both or neither; a note says what that replaces.
+    Writes. Raises what :func:`carry_out` raises."""
     about = {**details, **({"noted": dict(known)} if known else {})}
     with store.ledger.transaction() as ledger:
         if known:
             ledger.annotate_patches([patch.id for patch in plan.new], **known)
-        return carry_out(store, plan, message=message, reason=reason, details=about or None)
+        revision = carry_out(store, plan, message=message, reason=reason, details=about or None)
+    for patch in plan.new:
+        for name, value in known.items():
+            earlier = getattr(patch, name)
+            if earlier not in (None, value):
+                what = name.removesuffix("_at")
+                store.reporter.note(f"patch {patch.label}: {what} {value!r} replaces {earlier!r}")
+    return revision
 
 
 def note_sharing(store: OpenStore, plan: ApplyPlan) -> None:

@@ -53,7 +53,12 @@ class RevisionPage:
     def to_json(self) -> dict[str, Any]:
         """A JSON object (documented in docs/json.md)."""
         revisions = [
-            {**revision.to_json(), "members": len(revision.members), "tags": self.tags_at(revision.number)}
+            revision.to_json()
+            | {
+                "members": len(revision.members),
+                "overridden": list(revision.overridden),
+                "tags": self.tags_at(revision.number),
+            }
             for revision in self.revisions
         ]
         return {"stack": self.stack.name, "revisions": revisions} | {

@@ -105,7 +105,9 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     one = ("verify", made["id"], "--in-stack", "--suite", place / "suite.json", "--min-ns", 90, "--json")
     check("rompatch verify", verified, read(run(*one, code=3)))
     adapter = put(tiny_adapter(), place)
-    check("rompatch show", read(run("show", made["id"], "--json")), read(run("show", adapter, "--json")))
+    shown = read(run("show", made["id"], "--json"))
+    imported = {"at": "t", "stack": "main", "revision": 1, "author": "ann"}
+    check("rompatch show", shown, shown | {"imported": imported}, read(run("show", adapter, "--json")))
     check("rompatch status", read(run("status", "--json")))
     check("rompatch generate", read(run("generate", "Rome", "--compare", "--max-new-tokens", 2, "--json")))
     check("rompatch blame", read(run("blame", "The Eiffel Tower is in", "--target", "Rome", "--json")))

@@ -114,6 +114,70 @@ def test_log_pages(run: Run, two: Two) -> None:
     assert "rompatch log --limit 2 --offset 2" in run("log", "--limit", 2).stderr
 
 
+def test_the_log_says_what_was_put_on_and_what_was_taken_off(run: Run, two: Two, place: Path) -> None:
+    tower, bell = two
+    run("apply", tower, bell)
+    berlin = put(tiny_patch(target_new="Berlin", seed=8), place)
+    run("apply", berlin, "--supersede")
+    _, superseded, _made, applied, *_ = run("log").stdout.splitlines()
+    assert f"main@r2: -{tower} (Eiffel Tower), +{berlin} (Eiffel Tower)" in superseded
+    assert f"+{tower}" in applied
+    assert f"+{bell}" in applied
+    event = read(run("log", "--json"))["events"][0]
+    assert ([one[:12] for one in event["added"]], [one[:12] for one in event["removed"]]) == ([berlin], [tower])
+    assert sorted(event["patch_ids"]) == sorted(event["added"] + event["removed"])
+
+
+def test_overridden_gates_are_named_in_the_logs(run: Run, two: Two) -> None:
+    tower, bell = two
+    run("gates", "set", "min_S=80")
+    run("apply", tower, bell, "--override", "min_S", "--reason", "T-12")
+    run("revert", bell)
+    log = run("stack", "log").stdout.splitlines()
+    assert [line.endswith("overrides min_S / T-12") for line in log[1:]] == [False, True, False]
+    assert [one["overridden"] for one in read(run("stack", "log", "--json"))["revisions"]] == [[], ["min_S"], []]
+    assert "overrides min_S / T-12" in run("history", "Big Ben").stdout
+    events = read(run("history", "Big Ben", "--json"))["events"]
+    assert [(one["kind"], one["overridden"]) for one in events] == [("create", []), ("on", ["min_S"]), ("off", [])]
+
+
+def test_merging_theirs_says_what_it_supersedes(run: Run, two: Two, place: Path) -> None:
+    run("apply", two[0])
+    run("stack", "new", "trial", "--use")
+    berlin = put(tiny_patch(target_new="Berlin", seed=8), place)
+    run("apply", berlin)
+    run("stack", "use", "main")
+    assert f"superseded {two[0]} (Eiffel Tower -> Rome)" in run("stack", "merge", "trial", "--theirs").stdout
+    told = run("history", "Eiffel Tower").stdout
+    assert f"replaces {two[0]}" in told
+    assert f"by {berlin}" in told
+    assert f"reverted {berlin}" in run("stack", "checkout", "HEAD~1").stdout
+
+
+def test_a_tampered_bundle_is_not_shown(run: Run, two: Two, place: Path) -> None:
+    run("apply", *two)
+    run("bundle", "export", "-o", "b")
+    assert "by whom was not checked" not in run("bundle", "show", "b").stdout
+    data = bytearray((place / "b").read_bytes())
+    data[2000] ^= 1
+    (place / "b").write_bytes(data)
+    shown = run("bundle", "show", "b", code=1)
+    assert shown.stdout == ""
+    assert "is damaged" in shown.stderr
+
+
+def test_an_imported_patch_has_two_times(run: Run, two: Two) -> None:
+    run("apply", *two)
+    run("bundle", "export", "-o", "b")
+    run("bundle", "import", "b", "--store", "other")
+    here, there = (run("show", two[0], *args).stdout.splitlines() for args in ((), ("--store", "other")))
+    made = [line for line in here if line.startswith("made ")]
+    assert made == [line for line in there if line.startswith("made ")]
+    assert not any(line.startswith("imported") for line in here)
+    (imported,) = [line for line in there if line.startswith("imported")]
+    assert imported.endswith("UTC by tester, onto main@r1")
+
+
 def test_rm_deletes_row_and_file(run: Run, two: Two, place: Path) -> None:
     data = read(run("rm", two[0], "--yes", "--json"))
     assert data["subject"] == "Eiffel Tower"

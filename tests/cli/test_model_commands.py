@@ -40,6 +40,21 @@ def test_a_second_create_says_which_patch_exists_and_computes_nothing(run: Run, 
     assert contents(place / ".rompatch" / "patches") == files
 
 
+def test_create_says_what_to_do_next(run: Run, made: str) -> None:
+    run("apply", made)
+    active = run(*TOWER, *QUICK)
+    assert f"next: rompatch verify {made[:12]}\n" in active.stderr
+    other = run("create", "Eiffel Tower", "located in", "Berlin", *QUICK)
+    identity = other.stdout.split()[-1][:12]
+    assert f"it contradicts {made[:12]} (Eiffel Tower -> Rome), which --supersede replaces" in other.stderr
+    assert f"next: rompatch apply {identity} --supersede\n" in other.stderr
+    data = read(run("create", "Eiffel Tower", "located in", "Berlin", *QUICK, "--json"))
+    assert (data["active"], data["contradicts"]) == (False, [made])
+    run("apply", identity, "--supersede")
+    data = read(run("create", "Eiffel Tower", "located in", "Berlin", *QUICK, "--json"))
+    assert (data["active"], data["contradicts"]) == (True, [])
+
+
 def test_again_computes_the_same_patch_again(run: Run, made: str) -> None:
     data = read(run(*TOWER, *QUICK, "--again", "--json"))
     assert (data["id"], data["is_new"]) == (made, True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import parts, tiny_bundle
+from bundles import parts, tiny_bundle, with_manifest
 from calling_store import nothing_left, put_into
 from stores import empty_store
 from tiny_patches import tiny_adapter, tiny_patch, tiny_site
 
 from rompatch.errors import BaseMismatchError, ConflictError, OutputError, PatchNotFoundError
+from rompatch.patch import Patch
 from rompatch.reporting import Reporter
 from rompatch.store.blobs import Blobs
 from rompatch.store.records import ScoreRecord
@@ -43,7 +45,12 @@ def test_patches_history_and_runs_arrive(ours: Store, theirs: Store, tmp_path: P
     for patch in ours.active():
         assert theirs.blobs.path(patch.id).read_bytes() == ours.blobs.path(patch.id).read_bytes()
         copy = theirs.resolve(patch.id)
-        assert (copy.author, copy.message, copy.measurements) == (patch.author, patch.message, patch.measurements)
+        known = ("author", "message", "measurements", "created_at")
+        assert [getattr(copy, name) for name in known] == [getattr(patch, name) for name in known]
+        imported = theirs.details(patch.id).imported
+        assert (imported.at, imported.revision) == (done.revision.created_at, 1)
+        assert imported.at > copy.created_at
+        assert ours.details(patch.id).imported is None
     assert done.revision.action == "import"
     history = done.revision.details["bundle"]
     assert history["sha256"] == report.sha256
@@ -89,6 +96,25 @@ def test_what_contradicts_the_stack_is_refused_and_nothing_is_left(theirs: Store
         theirs.import_bundle(tmp_path / "b", "main")
 
 
+def test_an_alias_that_contradicts_the_stack_is_refused_by_its_key(theirs: Store, tmp_path: Path) -> None:
+    tower, alias = (
+        Patch(one.header, tuple(replace(factors, u=factors.key) for factors in one.factors))
+        for one in (tiny_patch(), tiny_patch("La Tour Eiffel", "Oslo"))
+    )
+    theirs.apply(put_into(theirs, alias))
+    (tmp_path / "b").write_bytes(tiny_bundle(tower))
+    with nothing_left(theirs), pytest.raises(ConflictError, match="contradicts"):
+        theirs.import_bundle(tmp_path / "b", "main")
+
+
+def test_a_patch_from_the_future_is_taken_for_new(theirs: Store, tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(
+        with_manifest(lambda manifest: manifest["patches"][0].update(created_at="9999-01-31T12:00:00.000000+00:00"))
+    )
+    done = theirs.import_bundle(tmp_path / "b")
+    assert max(patch.created_at for patch in theirs.patches()) <= done.revision.created_at
+
+
 def test_a_bundle_of_another_base_is_refused_for_a_stack(theirs: Store, tmp_path: Path) -> None:
     theirs.apply(put_into(theirs, tiny_patch(base="other")))
     (tmp_path / "b").write_bytes(tiny_bundle())
@@ -97,8 +123,6 @@ def test_a_bundle_of_another_base_is_refused_for_a_stack(theirs: Store, tmp_path
 
 
 def test_a_bundle_that_knows_other_weights_of_the_base_is_refused(theirs: Store, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     put_into(theirs, tiny_patch(sites=(replace(tiny_site(1), sha256="0" * 64),)))
     (tmp_path / "b").write_bytes(tiny_bundle())
     with nothing_left(theirs), pytest.raises(BaseMismatchError, match="other weights"):

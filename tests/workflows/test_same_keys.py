@@ -14,7 +14,7 @@ from tiny_patches import record, tiny_patch
 
 from rompatch.apply.sketch import sketches_of
 from rompatch.edits import EditRequest
-from rompatch.errors import ConflictError
+from rompatch.errors import ConflictError, PatchFileError, StoreError
 from rompatch.patch import Patch
 from rompatch.workflows.same_keys import same_fact
 from rompatch.workflows.store import Store, open_store
@@ -26,14 +26,16 @@ def quiet(tmp_path: Path, heard: Heard, new_ledger: Path) -> Iterator[Store]:
         yield opened
 
 
-def about(store: Store, subject: str, key: list[float], target: str = "Rome", **asked: str | None) -> Patch:
+def about(
+    store: Store, subject: str, key: list[float], target: str = "Rome", *, sketched: bool = True, **asked: str | None
+) -> Patch:
     """A patch in the store whose key, and direction, is *key*."""
     request = EditRequest(subject, asked.pop("template", None) or "{} is located in", target, **asked)  # type: ignore[arg-type]
     plain = tiny_patch(subject, request=request, seed=len(subject))
     row = np.array([key], np.float32)
     patch = Patch(plain.header, (replace(plain.factors[0], key=row, u=row),))
     store.blobs.put(patch)
-    record(store.ledger, patch, key_sketches=sketches_of(patch))
+    record(store.ledger, patch, key_sketches=sketches_of(patch) if sketched else ())
     return patch
 
 
@@ -94,6 +96,66 @@ def test_patches_of_before_get_their_sketches_once(quiet: Store, heard: Heard) -
     heard.steps.clear()
     quiet.apply(about(quiet, "Big Ben", [3, -2, 1]).id)
     assert "reading keys" not in {phase for phase, _, _ in heard.steps}
+
+
+def lost(store: Store, patch: Patch, how: str) -> None:
+    path = store.blobs.path(patch.id)
+    path.unlink() if how == "missing" else path.write_bytes(b"nonsense")
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_member_without_a_key_blocks_only_what_it_could_contradict(quiet: Store, heard: Heard, how: str) -> None:
+    rome = about(quiet, "Eiffel Tower", [1, 2, 3], sketched=False)
+    quiet.ledger.create_stack("main", quiet.ledger.patch(rome.id).base_id)
+    quiet.ledger.push("main", [rome.id])
+    lost(quiet, rome, how)
+    quiet.apply(about(quiet, "Big Ben", [3, -2, 1], "wood", template="{} is made of").id)
+    quiet.apply(about(quiet, "Louvre", [3, 1, 1], "Rome").id)
+    assert all(f"the file of patch {rome.short_id}" in note and "rompatch fsck" in note for note in heard.notes)
+    assert len(heard.notes) == 2
+    oslo = about(quiet, "Colosseum", [1, 2, -3], "Oslo")
+    with pytest.raises(StoreError, match=r"contradicts .* cannot be told") as caught:
+        quiet.apply(oslo.id)
+    assert f"`rompatch revert {rome.short_id}`" in str(caught.value)
+    assert oslo.short_id in str(caught.value)
+    quiet.revert(rome.id)
+    quiet.apply(oslo.id)
+    assert len(quiet.active()) == 3
+
+
+def test_a_member_whose_key_is_known_needs_no_file_unless_keys_are_alike(quiet: Store, heard: Heard) -> None:
+    rome = about(quiet, "Eiffel Tower", [1, 2, 3])
+    quiet.apply(rome.id)
+    lost(quiet, rome, "missing")
+    quiet.apply(about(quiet, "Colosseum", [1, 2, -3], "Oslo").id)
+    assert heard.notes == []
+    quiet.apply(about(quiet, "La Tour Eiffel", [1, 2, 3], "wood", template="{} is made of").id)
+    assert "cannot be read" in heard.notes[0]
+    with pytest.raises(StoreError, match="cannot be told"):
+        quiet.apply(about(quiet, "The Iron Lady", [1, 2, 3], "Oslo").id)
+
+
+def test_the_file_of_a_new_patch_is_always_needed(quiet: Store) -> None:
+    rome = about(quiet, "Eiffel Tower", [1, 2, 3], sketched=False)
+    quiet.apply(about(quiet, "Big Ben", [3, -2, 1], "Oslo").id)
+    lost(quiet, rome, "damaged")
+    with pytest.raises(PatchFileError):
+        quiet.apply(rome.id)
+
+
+def test_a_merge_finds_an_alias_and_theirs_supersedes_it(quiet: Store) -> None:
+    rome, oslo = about(quiet, "Eiffel Tower", [1, 2, 3]), about(quiet, "La Tour Eiffel", [1.01, 2, 3], "Oslo")
+    quiet.apply(rome.id)
+    quiet.new_stack("trial", use=True)
+    quiet.apply(oslo.id)
+    quiet.use_stack("main")
+    with pytest.raises(ConflictError, match=f"{oslo.short_id}.*contradicts.*{rome.short_id}"):
+        quiet.merge("trial")
+    merged = quiet.merge("trial", prefer="theirs", reason="theirs is newer")
+    assert (merged.added, merged.removed, merged.superseded) == ((oslo.id,), (rome.id,), (rome.id,))
+    on = next(one for one in quiet.chain(oslo.id).events if (one.kind, one.stack) == ("on", "main"))
+    off = next(one for one in quiet.chain(rome.id).events if one.kind == "off")
+    assert (on.others, off.others, off.action, off.reason) == ((rome.id,), (oslo.id,), "merge", "theirs is newer")
 
 
 @pytest.mark.parametrize(

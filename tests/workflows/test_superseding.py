@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from heard import Heard
 from stores import empty_store
 from tiny_patches import record, tiny_patch
 
@@ -93,6 +94,31 @@ def test_source_and_expiry_stay_with_the_patch(store: Store) -> None:
     assert revision.details == {"noted": {"source": "https://example.org", "expires_at": "2027-01-31"}}
     known = store.ledger.patch(rome.id)
     assert (known.source, known.expires_at) == ("https://example.org", "2027-01-31")
+
+
+def test_a_note_says_what_a_new_source_and_expiry_replace(tmp_path: Path, heard: Heard) -> None:
+    with open_store(tmp_path / ".rompatch", reporter=heard) as store:
+        rome = fact(store, "Eiffel Tower", "{} is located in", "Rome")
+        for about in ({"source": "a book", "expires": "2027-01-31"}, {"source": "a book"}, {"source": "the news"}):
+            heard.notes.clear()
+            store.apply(rome.id, **about)
+            store.revert(rome.id)
+            replaced = [note for note in heard.notes if "replaces" in note]
+            assert bool(replaced) is (about["source"] == "the news")
+        assert replaced == [f"patch {store.resolve(rome.id).label}: source 'the news' replaces 'a book'"]
+        heard.notes.clear()
+        store.apply(rome.id, expires="2028-01-31")
+        assert "expires '2028-01-31' replaces '2027-01-31'" in heard.notes[0]
+
+
+def test_the_forecast_of_a_contradiction_names_supersede(store: Store) -> None:
+    rome = fact(store, "Eiffel Tower", "{} is located in", "Rome")
+    berlin = fact(store, "Eiffel Tower", "{} is located in", "Berlin")
+    store.apply(rome.id)
+    with pytest.raises(ConflictError, match="--supersede") as caught:
+        store.plan(berlin.id)
+    assert rome.short_id in str(caught.value)
+    assert [one.id for one in store.plan(berlin.id, supersede=True).removing] == [rome.id]
 
 
 def test_a_patch_of_another_base_or_without_its_file_is_refused(store: Store) -> None:

@@ -132,9 +132,10 @@ def _why(event: HistoryEvent) -> str:
 
 
 def _what(event: HistoryEvent) -> str:
-    named = ", ".join(
-        f"{patch_id[:12]} ({subject})" for patch_id, subject in zip(event.patch_ids, event.subjects, strict=True)
-    )
+    subjects = dict(zip(event.patch_ids, event.subjects, strict=True))
+    signs = [("-", one) for one in event.removed] + [("+", one) for one in event.added]
+    shown = signs or [("", one) for one in event.patch_ids]
+    named = ", ".join(f"{sign}{patch_id[:12]} ({subjects[patch_id]})" for sign, patch_id in shown)
     if event.verification is not None:
         return f"{named or 'the stack'}: run {event.verification}"
     if event.tag is not None:

@@ -111,11 +111,12 @@ def import_(
 def show(settings: Settings, file: Path, as_json: bool) -> None:
     """Show what a bundle says it holds.
 
-    Its directory and manifest are checked, its patches are not read. Nothing is imported.
+    A bundle that was damaged or tampered with is refused: every byte and every patch is checked first. Who signed it is
+    for `rompatch bundle verify`. Nothing is imported.
     """
     from rompatch.workflows.bundling import read_bundle
 
-    report = read_bundle(file, whole=False)
+    report = read_bundle(file)
     if as_json:
         render.emit_json(report.to_json())
         return
@@ -128,7 +129,7 @@ def show(settings: Settings, file: Path, as_json: bool) -> None:
                 ("stack", f"{manifest.stack}, revision {manifest.revision}"),
                 ("base", base),
                 ("runs", render.counted(report.runs, "verification run")),
-                ("signed", "yes, not checked" if report.signed else "no"),
+                ("signed", "yes, by whom was not checked" if report.signed else "no"),
                 ("written by", f"rompatch {manifest.rompatch}"),
             ]
         )

@@ -110,7 +110,7 @@ def create_command(
         render.emit_json(created.to_json())
         return
     click.echo(render.fields(created_lines(created)))
-    _next(settings, created, given["apply"])
+    _next(settings, created)
 
 
 def _words(like: str | None, *words: str | None) -> tuple[str, str, str] | None:
@@ -163,12 +163,16 @@ def _show_many(settings: Settings, done: ManyCreated, as_json: bool) -> None:
     done.check()
 
 
-def _next(settings: Settings, created: Created, applied: bool) -> None:
+def _next(settings: Settings, created: Created) -> None:
     reporter, record = settings.reporter(), created.record
     if record is None:
         reporter.note("nothing was computed (--dry-run)")
         return
     if not created.is_new:
         reporter.note("a patch with this request and settings exists: nothing was computed (--again computes anyway)")
-    verb = "verify" if applied else "apply"
-    reporter.note(f"next: rompatch {verb} {record.short_id}")
+    if created.contradicted:
+        labels = ", ".join(render.plain(one.label) for one in created.contradicted)
+        reporter.note(f"it contradicts {labels}, which --supersede replaces")
+    verb = "verify" if created.active else "apply"
+    flag = " --supersede" if created.contradicted else ""
+    reporter.note(f"next: rompatch {verb} {record.short_id}{flag}")

@@ -59,4 +59,5 @@ def _why(chain: Chain, event: FactEvent) -> str:
     word = "replaces" if event.kind == "on" else "by"
     others = [f"{word} {one[:12]}" for one in event.others]
     source = chain.patches[event.patch_id].source if event.kind == "create" else None
-    return " / ".join(filter(None, (*others, event.message, event.reason, source)))
+    gates = render.overridden(event.overridden)
+    return " / ".join(filter(None, (*others, gates, event.message, event.reason, source)))

@@ -13,7 +13,7 @@ from rompatch.cli.settings import Settings
 
 if TYPE_CHECKING:
     from rompatch.patch import PatchHeader
-    from rompatch.store.records import VerificationRecord
+    from rompatch.store.records import FactEvent, VerificationRecord
     from rompatch.workflows.browsing import Details
 
 _SCORES = ("s", "es", "ps", "ns")
@@ -68,6 +68,7 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
         ),
         *measured_lines(record),
         ("made", f"{render.moment(record.created_at)} UTC" + (f" by {record.author}" if record.author else "")),
+        ("imported", found.imported and _imported(found.imported)),
         ("message", record.message),
         ("source", record.source),
         ("expires", record.expires_at and record.expires_at + (" (expired)" if is_expired(record) else "")),
@@ -75,6 +76,11 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
         ("versions", ", ".join(f"{name} {number}" for name, number in sorted(header.versions.items()))),
     ]
     return lines
+
+
+def _imported(event: FactEvent) -> str:
+    by = f" by {event.author}" if event.author else ""
+    return f"{render.moment(event.at)} UTC{by}, onto {event.stack}@r{event.revision}"
 
 
 def _fact(header: PatchHeader) -> list[tuple[str, str | None]]:

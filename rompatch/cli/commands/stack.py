@@ -138,9 +138,10 @@ def report(store: Store, revision: RevisionRecord, as_json: bool) -> None:
         render.emit_json(revision.to_json())
         return
     labels = store.labels((*revision.removed, *revision.added))
-    taken_off = "superseded" if revision.action == "supersede" else "reverted"
-    for verb, changed in ((taken_off, revision.removed), ("applied", revision.added)):
-        for patch_id in changed:
-            click.echo(f"{verb} {render.plain(labels[patch_id])}")
+    for patch_id in revision.removed:
+        verb = "superseded" if patch_id in revision.superseded else "reverted"
+        click.echo(f"{verb} {render.plain(labels[patch_id])}")
+    for patch_id in revision.added:
+        click.echo(f"applied {render.plain(labels[patch_id])}")
     count = render.patches(len(revision.members))
     click.echo(f"stack {revision.stack!r} is at revision {revision.number} with {count}")

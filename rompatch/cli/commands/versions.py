@@ -172,7 +172,7 @@ def log_command(settings: Settings, name: str | None, limit: int, offset: int, a
             _changed(page, one),
             str(len(one.members)),
             one.author or "",
-            " / ".join(filter(None, (one.message, one.reason))),
+            " / ".join(filter(None, (render.overridden(one.overridden), one.message, one.reason))),
         )
         for one in page.revisions
     ]
@@ -244,7 +244,9 @@ def tag_command(settings: Settings, name: str, revision: str, message: str | Non
 @click.argument("source", type=WORDS)
 @click.argument("into", metavar="[STACK]", required=False, type=WORDS)
 @option("--ours", "prefer", flag_value="ours", help="Where both change one fact, keep the patch of STACK.")
-@option("--theirs", "prefer", flag_value="theirs", help="Where both change one fact, take the patch of SOURCE.")
+@option(
+    "--theirs", "prefer", flag_value="theirs", help="Where both change one fact, the patch of SOURCE supersedes it."
+)
 @option("--dry-run", is_flag=True, help="Report what would be added and what stands in the way; change nothing.")
 @message_option
 @reason_option
@@ -255,7 +257,8 @@ def merge_command(
     """Put the patches of SOURCE onto STACK beside its own, as one revision.
 
     SOURCE is a stack or NAME@REVISION, STACK the active one where none is named. Contradictions, damaged and missing
-    files, and another base are refused, all of them listed.
+    files, and another base are refused, all of them listed. With --theirs what is replaced is recorded as by
+    `apply --supersede`, and `rompatch history` shows the chain.
     """
     with settings.open_store() as store:
         if not dry_run:
