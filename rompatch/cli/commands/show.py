@@ -68,7 +68,7 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
         ),
         *measured_lines(record),
         ("made", f"{render.moment(record.created_at)} UTC" + (f" by {record.author}" if record.author else "")),
-        ("imported", found.imported and _imported(found.imported)),
+        ("imported", None if found.imported is None else _imported(found.imported)),
         ("message", record.message),
         ("source", record.source),
         ("expires", record.expires_at and record.expires_at + (" (expired)" if is_expired(record) else "")),
