@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rompatch.folders import building
+from rompatch.folders import building, new_sibling, sweep
 
 
 def names(folder: Path) -> list[str]:
@@ -58,7 +58,7 @@ def test_a_finished_folder_has_ordinary_permissions(tmp_path: Path) -> None:
 BUILD_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from rompatch.folders import building
+from rompatch.folders import building, new_sibling, sweep
 with building(Path(sys.argv[1])) as work:
     (work / "half").write_text("x")
     print(work, flush=True)
@@ -83,3 +83,35 @@ def test_remains_of_a_killed_process_are_removed_and_work_of_a_living_one_is_not
     with building(target):
         pass
     assert names(tmp_path) == ["new"]
+
+
+def test_a_folder_that_is_replaced_gives_way_to_the_whole_new_one_and_stays_if_that_fails(tmp_path: Path) -> None:
+    target = tmp_path / "it"
+    target.mkdir()
+    (target / "old").write_text("x")
+    with pytest.raises(ValueError, match="no"), building(target, replace=True) as work:
+        (work / "new").write_text("y")
+        raise ValueError("no")
+    assert (names(tmp_path), names(target)) == (["it"], ["old"])
+    with building(target, replace=True) as work:
+        (work / "new").write_text("y")
+        assert names(target) == ["old"]
+    assert (names(tmp_path), names(target)) == (["it"], ["new"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+def test_sweeping_takes_what_is_left_of_that_target_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a[1].0123abcd.tmp", ".a[1].01234567.old"]
+    others = [".a1.0123abcd.tmp", ".a[1].0123abcz.tmp", ".a[1].tmp", ".a[1].0123abcde.tmp", ".b.0123abcd.tmp", "a[1]"]
+    for name in [*left, *others]:
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / left[1]).unlink()
+    (tmp_path / left[1]).mkdir()
+    sweep(tmp_path / "a[1]")
+    assert names(tmp_path) == sorted(others)
+    with new_sibling(tmp_path / "b") as young:
+        sweep(tmp_path / "b")
+        os.utime(young, (0, 0))
+        sweep(tmp_path / "b")
+        assert young.exists(), "somebody holds it"

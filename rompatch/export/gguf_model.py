@@ -138,7 +138,7 @@ def write_gguf_model(
     placed = list(_place(reader, edited, TYPES[dtype]))
     head = _head(reader, placed)
     with new_file(out, inside=base_folder) as work:
-        with work.open("xb") as file:
+        with work.open("wb") as file:
             file.write(head)
             for tensor in sorted(placed, key=lambda one: one.offset):
                 file.write(b"\0" * (len(head) + tensor.offset - file.tell()))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from rompatch.errors import OutputError
 from rompatch.export.provenance import RECORD_KEY
-from rompatch.folders import building, sync_folder
+from rompatch.folders import building, new_sibling, sweep, sync_folder
 
 _LOOK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,10 +28,9 @@ def new_file(out: Path, *, inside: Path | None, force: bool = False) -> Iterator
         OutputError: *out* exists or lies inside the base, or it cannot be written; nothing of it is left.
     """
     _refuse(out, inside, exists=os.path.lexists(out) and not (force and is_our_file(out)))
-    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     with _explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with new_sibling(out) as temporary:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -41,10 +38,6 @@ def new_file(out: Path, *, inside: Path | None, force: bool = False) -> Iterator
                 raise FileExistsError(str(out))
             os.replace(temporary, out)
             sync_folder(out.parent)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
 
 
 @contextmanager
@@ -60,28 +53,12 @@ def new_folder(
     Raises:
         OutputError: as :func:`new_file`.
     """
+    with _explained(out):
+        sweep(out)  # which may put an earlier export back
     replace = force and out.is_dir() and not out.is_symlink() and ours(out)
     _refuse(out, inside, exists=os.path.lexists(out) and not replace)
-    with _explained(out):
-        if not replace:
-            with building(out) as work:
-                yield work
-            return
-        # A folder that is not empty cannot be renamed over: the old one steps aside, and back if that was in vain.
-        fresh, old = (out.parent / f".{out.name}.{secrets.token_hex(4)}.{part}" for part in ("new", "old"))
-        try:
-            with building(fresh) as work:
-                yield work
-            os.rename(out, old)
-            try:
-                os.rename(fresh, out)
-            except BaseException:
-                os.rename(old, out)
-                raise
-            sync_folder(out.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with _explained(out), building(out, replace=replace) as work:
+        yield work
 
 
 def is_our_file(path: Path) -> bool:

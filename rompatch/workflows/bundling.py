@@ -23,6 +23,7 @@ from rompatch.bundle import (
 from rompatch.bundle.limits import patch_entry
 from rompatch.bundle.reading import sha256
 from rompatch.errors import BundleError, ConflictError, OutputError, RequestError
+from rompatch.folders import sweep
 from rompatch.store.records import PatchRecord, RevisionRecord, StackRecord, VerificationRecord
 from rompatch.workflows.opened import OpenStore
 
@@ -91,6 +92,7 @@ def export_bundle(store: OpenStore, out: Path, stack: str | None = None, *, sign
     )
     signature = None if sign is None else signing.sign(manifest.to_bytes(), sign.expanduser())
     data = to_bytes(manifest, contents, signature)
+    sweep(out)
     patchfile.atomic_write(out, data)
     return BundleReport(out, len(data), sha256(manifest.to_bytes()), manifest, len(runs), signature is not None)
 
