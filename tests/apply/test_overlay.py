@@ -241,7 +241,6 @@ def test_a_patch_for_another_base_is_refused_before_anything_is_attached() -> No
         assert hook_count(base.model) == 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_rows_of_which_one_is_refused_leave_no_hook_behind() -> None:
     base = pico_base()
     good = random_patch(base, 0)
@@ -252,6 +251,7 @@ def test_rows_of_which_one_is_refused_leave_no_hook_behind() -> None:
     assert hook_count(base.model) == 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_quantised_copy_of_the_base_takes_overlays_and_no_weights() -> None:
     base = pico_base()
     stack = small_patches(base, 2)
