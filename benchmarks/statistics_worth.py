@@ -32,11 +32,14 @@ from rompatch.verify.evaluation import Evaluation, evaluate_batch
 from rompatch.verify.intervals import Estimate, compare, summarise
 from rompatch.verify.reading import load_counterfact
 from rompatch.verify.records import CounterfactRecord
+from rompatch.verify.suite import Suite
 from rompatch.verify.updates import SiteTerm
 from rompatch.workflows.computing import workshop
 from rompatch.workflows.method_options import EditSetting, MethodOptions, edit_setting
 from rompatch.workflows.statistics import NO_STATISTICS, statistics_for
 
+KINDS = ("rewrite", "paraphrase", "neighbourhood")
+"""What S is made of; attribute prompts would take a third of the time and change nothing in it."""
 NAMES = ("s", "es", "em", "ps", "pm", "ns", "nm")
 Rows = dict[int, dict[str, float | None]]
 
@@ -63,6 +66,11 @@ def values_of(
     return found  # type: ignore[return-value]
 
 
+def suite_of(record: CounterfactRecord) -> Suite:
+    suite = suite_from_counterfact(record)
+    return Suite(suite.name, suite.source, tuple(prompt for prompt in suite.prompts if prompt.kind in KINDS))
+
+
 def term(site: Site, factors: SiteFactors, factor: Tensor | None, key_mode: str) -> SiteTerm:
     """The rank-one update of *factors* under the C of which *factor* is the Cholesky factor (None: C = I)."""
     keys = torch.from_numpy(factors.key).double()
@@ -79,7 +87,7 @@ def scored(
     base, found = setting.base, []
     for start in range(0, len(records), GROUP):
         part = slice(start, start + GROUP)
-        suites = [suite_from_counterfact(record) for record in records[part]]
+        suites = [suite_of(record) for record in records[part]]
         edits = [[one] for one in terms[part]]
         found += evaluate_batch(base.model, base.tokenizer, suites, edits, document_start=setting.document_start)
     return found
