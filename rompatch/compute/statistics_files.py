@@ -88,13 +88,14 @@ class StatisticsCache:
         return max(candidates, key=lambda f: (not f.key.corpus_id.startswith("seed"), f.tokens, f.id), default=None)
 
     def resolve(self, prefix: str) -> StatisticsFile:
-        """The file whose id starts with *prefix*.
+        """The file whose id starts with *prefix*; where the cache has the shipped ones too, the shipped file.
 
         Raises:
             StatisticsError: none does.
             AmbiguousIdError: several do.
         """
-        found = [file for file in self.files() if file.id.startswith(prefix.lower())]
+        matching = [file for file in self.files() if file.id.startswith(prefix.lower())]
+        found = list({file.id: file for file in reversed(matching)}.values())
         if not found:
             raise StatisticsError(
                 f"No key statistics have the id {prefix!r}.", next_step="List them with `rompatch stats list`."

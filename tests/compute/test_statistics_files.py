@@ -215,6 +215,14 @@ def test_shipped_statistics_load_like_any_and_are_never_removed(cache: Statistic
     assert file.path.exists()
 
 
+def test_an_id_that_is_shipped_and_cached_is_not_ambiguous(cache: StatisticsCache, tmp_path: Path) -> None:
+    write_packed(statistics(), tmp_path / "shipped" / "one.safetensors", {})
+    cached = cache.save(statistics())
+    shipped, again = cache.files()
+    assert (shipped.id, again) == (cached.id, cached)
+    assert cache.resolve(cached.id[:6]) == shipped
+
+
 def test_a_cached_file_is_removed_and_removing_it_again_is_no_error(cache: StatisticsCache) -> None:
     file = cache.save(statistics())
     cache.remove(file)
