@@ -53,6 +53,7 @@ def new_folder(
     Raises:
         OutputError: as :func:`new_file`.
     """
+    _refuse(out, inside, exists=False)
     with _explained(out):
         sweep(out)  # which may put an earlier export back
     replace = force and out.is_dir() and not out.is_symlink() and ours(out)

@@ -3,6 +3,13 @@
 A stack without one of its patches is a solution of its own, not a recomputed patch, and runs beside the weights: the
 rows of one batch are the base, the stack, and the stack without each candidate. Candidates are the patches that put
 most of their residual on the prompt's tokens (:mod:`rompatch.apply.activations`).
+
+Each stack is solved anew. Leaving rows out of (G + lambda mean(diag G) I)^-1 by block inversion would need that
+inverse at another shift for each patch, since the mean changes with every patch that leaves: a change of full rank,
+so that only an eigendecomposition of G serves all shifts, where G is symmetric (not if patches used different C), and
+where no shared key loses a partner, which regroups the constraints. It would save little: with 200 patches of two
+keys at a weight of 576 x 1536 a solve takes 10.8 ms of one core beside 16 for the Gram matrices and the run of the
+model, and the product of the residuals with the eigenvectors alone takes 6.1.
 """
 
 from __future__ import annotations
