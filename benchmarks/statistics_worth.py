@@ -18,57 +18,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stacks import suite_of
 from torch import Tensor
 
 import rompatch
 from rompatch.bench.running import GROUP
 from rompatch.compute import rome as equations
-from rompatch.compute.methods.rome import KEY_ROWS, compute_many
+from rompatch.compute.methods.rome import KEY_ROWS
 from rompatch.errors import RompatchError
 from rompatch.patch import SiteFactors
+from rompatch.reporting import Reporter
 from rompatch.sites import Site
-from rompatch.verify.building import suite_from_counterfact
 from rompatch.verify.evaluation import Evaluation, evaluate_batch
 from rompatch.verify.intervals import Estimate, compare, summarise
 from rompatch.verify.reading import load_counterfact
 from rompatch.verify.records import CounterfactRecord
-from rompatch.verify.suite import Suite
 from rompatch.verify.updates import SiteTerm
-from rompatch.workflows.computing import workshop
+from rompatch.workflows.computing import Workshop, compute_requests, workshop
 from rompatch.workflows.method_options import EditSetting, MethodOptions, edit_setting
 from rompatch.workflows.statistics import NO_STATISTICS, statistics_for
 
-KINDS = ("rewrite", "paraphrase", "neighbourhood")
-"""What S is made of; attribute prompts would take a third of the time and change nothing in it."""
 NAMES = ("s", "es", "em", "ps", "pm", "ns", "nm")
 Rows = dict[int, dict[str, float | None]]
 
 
-def values_of(
-    setting: EditSetting, contexts: tuple[str, ...], records: Sequence[CounterfactRecord]
-) -> dict[int, SiteFactors]:
-    """Keys, v* and W k of each record, by case id. Their u is that of C = I."""
+def values_of(shop: Workshop, records: Sequence[CounterfactRecord], reporter: Reporter) -> dict[int, SiteFactors]:
+    """Keys, v* and W k of each record, by case id. Their u is that of the workshop's C, which may be none."""
     found = {}
-    for index, outcome in compute_many(
-        setting.base,
-        [record.request for record in records],
-        site=setting.site,
-        contexts=contexts,
-        statistics=None,
-        hparams=setting.hparams,
-        seed=setting.seed,
-        document_start=setting.document_start,
-    ):
+    for index, outcome in compute_requests(shop, [record.request for record in records], reporter):
         if isinstance(outcome, RompatchError):
             print(f"record {records[index].case_id}: {outcome}")
             continue
         (found[records[index].case_id],) = outcome.patch.factors
     return found  # type: ignore[return-value]
-
-
-def suite_of(record: CounterfactRecord) -> Suite:
-    suite = suite_from_counterfact(record)
-    return Suite(suite.name, suite.source, tuple(prompt for prompt in suite.prompts if prompt.kind in KINDS))
 
 
 def term(site: Site, factors: SiteFactors, factor: Tensor | None, key_mode: str) -> SiteTerm:
@@ -119,7 +101,7 @@ def main() -> None:
     records = list(load_counterfact(args.file))[: args.limit]
     with tempfile.TemporaryDirectory() as folder, rompatch.open_store(Path(folder) / ".rompatch") as store:
         setting = edit_setting(store, MethodOptions(layer=args.layer, statistics=NO_STATISTICS))
-        factors = values_of(setting, workshop(setting, store.reporter).contexts, records)
+        factors = values_of(workshop(setting, store.reporter), records, store.reporter)
         records = [record for record in records if record.case_id in factors]
         ridges = [float(part) for part in args.ridge.split(",")] if args.ridge else [setting.hparams.ridge]
         rows: dict[str, Rows] = {}

@@ -116,10 +116,12 @@ def test_what_an_edit_disturbs_is_its_length_squared_over_the_leverage_of_its_ke
     """tr(F Delta C Delta^T) with F = I, written out, against ||delta||^2 / (k^T C^-1 k)."""
     keys, delta, key = normal(seed, 4 * d_in, d_in), normal(seed + 1, d_out), normal(seed + 2, d_in)
     second_moment = keys.T @ keys / len(keys)
-    row = np.linalg.solve(second_moment, key)
-    update = np.outer(delta, row) / (key @ row)
-    disturbed = np.mean(np.sum((keys @ update.T) ** 2, axis=1))
-    assert disturbed == pytest.approx(delta @ delta / (key @ row), rel=1e-6)
+    factor = torch.from_numpy(np.linalg.cholesky(second_moment))
+    row = rome.inverse_rows(torch.from_numpy(key)[None], factor)[0]
+    vector = rome.update_vector(torch.from_numpy(delta), torch.from_numpy(key), row)
+    disturbed = np.mean(np.sum((keys @ np.outer(vector, row).T) ** 2, axis=1))
+    leverage = key @ np.linalg.solve(second_moment, key)
+    assert disturbed == pytest.approx(delta @ delta / leverage, rel=1e-6)
 
 
 def test_weight_decay_is_the_norm_over_the_square_of_the_outputs() -> None:
