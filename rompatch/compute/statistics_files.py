@@ -70,13 +70,20 @@ class StatisticsCache:
         self._shipped = shipped
 
     def files(self) -> Iterator[StatisticsFile]:
-        """All of them, shipped first, then by name. Damaged files are left out; :meth:`load` of one says why."""
+        """All of them, shipped first, then by name; an id that is shipped and cached once, as shipped.
+
+        Damaged files are left out; :meth:`load` of one says why.
+        """
+        seen: set[str] = set()
         for folder, shipped in ((self._shipped, True), (self.folder, False)):
             for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
                 try:
-                    yield _describe(path, shipped)
+                    file = _describe(path, shipped)
                 except StatisticsError:
                     continue
+                if file.id not in seen:
+                    seen.add(file.id)
+                    yield file
 
     def find(self, key: StatisticsKey) -> StatisticsFile | None:
         """The file with exactly this key."""
@@ -88,14 +95,13 @@ class StatisticsCache:
         return max(candidates, key=lambda f: (not f.key.corpus_id.startswith("seed"), f.tokens, f.id), default=None)
 
     def resolve(self, prefix: str) -> StatisticsFile:
-        """The file whose id starts with *prefix*; where the cache has the shipped ones too, the shipped file.
+        """The file whose id starts with *prefix*.
 
         Raises:
             StatisticsError: none does.
             AmbiguousIdError: several do.
         """
-        matching = [file for file in self.files() if file.id.startswith(prefix.lower())]
-        found = list({file.id: file for file in reversed(matching)}.values())
+        found = [file for file in self.files() if file.id.startswith(prefix.lower())]
         if not found:
             raise StatisticsError(
                 f"No key statistics have the id {prefix!r}.", next_step="List them with `rompatch stats list`."
@@ -128,25 +134,26 @@ class StatisticsCache:
 
     def save(self, statistics: Statistics, provenance: dict[str, Any] | None = None) -> StatisticsFile:
         """Write *statistics* (atomically) and forget the interrupted pass that led to them."""
-        path = self.folder / f"{statistics.key.id}.safetensors"
+        path = self._path(statistics.key)
         write_tensors(path, {"second_moment": statistics.second_moment}, _metadata(statistics, provenance or {}))
         self.remove_partial(statistics.key)
         return _describe(path, shipped=False)
 
     def remove(self, file: StatisticsFile) -> None:
-        """Delete a cached file, and the factors taken from it.
+        """Delete a cached file, and the factors taken from it; of a shipped one, the copy in the cache.
 
         Raises:
-            StatisticsError: it came with the package.
+            StatisticsError: it came with the package, and the cache has no copy.
             OutputError: the file cannot be deleted.
         """
-        if file.shipped:
+        cached = self._path(file.key) if file.shipped else file.path
+        if file.shipped and not cached.exists():
             raise StatisticsError(f"The statistics {file.id[:SHORT_ID]} come with rompatch and cannot be removed.")
         try:
-            for path in (file.path, *self.folder.glob(f"{file.id}.*.factor")):
+            for path in (cached, *self.folder.glob(f"{file.id}.*.factor")):
                 path.unlink(missing_ok=True)
         except OSError as problem:
-            raise OutputError(f"The key statistics in {file.path} cannot be removed.", found=str(problem)) from problem
+            raise OutputError(f"The key statistics in {cached} cannot be removed.", found=str(problem)) from problem
 
     def load_factor(self, key: StatisticsKey, ridge: float) -> Tensor | None:
         """chol(C + ridge ...) as :meth:`save_factor` left it; None where there is none or it is damaged."""
@@ -164,6 +171,9 @@ class StatisticsCache:
     def save_factor(self, key: StatisticsKey, ridge: float, factor: Tensor) -> None:
         """Keep chol(C + ridge ...), (d_in, d_in) float64, beside the statistics."""
         write_tensors(self._factor_path(key, ridge), {"factor": factor.contiguous()}, {})
+
+    def _path(self, key: StatisticsKey) -> Path:
+        return self.folder / f"{key.id}.safetensors"
 
     def _factor_path(self, key: StatisticsKey, ridge: float) -> Path:
         return self.folder / f"{key.id}.ridge-{ridge:g}.factor"

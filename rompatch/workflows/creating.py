@@ -12,37 +12,23 @@ from rompatch.workflows import existing, stacking
 from rompatch.workflows.computing import Computed, compute_plans, workshop
 from rompatch.workflows.conflicts import contradictions
 from rompatch.workflows.keeping import keep
-from rompatch.workflows.method_options import EditSetting, MethodOptions, edit_setting, sound_hparams
+from rompatch.workflows.method_options import EditSetting, RecordingOptions, edit_setting, sound_hparams
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.planning import Plan, plan_fact
 from rompatch.workflows.provenance import checked_expiry
 
 
 @dataclass(frozen=True)
-class CreateOptions(MethodOptions):
-    """What ``create`` may be told beside base and method.
+class CreateOptions(RecordingOptions):
+    """What ``create`` may be told beside base, method and records.
 
     Args:
         true: o^c, the object that is true now; asked of the atlas, then of the model, where it is not given.
         prompt: the template itself, instead of the relation phrase.
-        apply: put the patch onto the stack as well.
-        dry_run: plan only: nothing is computed and nothing is written.
-        again: compute even if a patch for the same request with the same settings exists.
-        message: for the ledger.
-        reason: of the revision, with ``apply``.
-        source: where the fact comes from.
-        expires: the day (``YYYY-MM-DD``) from which on it may no longer hold.
     """
 
     true: str | None = None
     prompt: str | None = None
-    apply: bool = False
-    dry_run: bool = False
-    again: bool = False
-    message: str | None = None
-    reason: str | None = None
-    source: str | None = None
-    expires: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rompatch.workflows import existing
 from rompatch.workflows.computing import Computed, Workshop, compute_plans, workshop
 from rompatch.workflows.keeping import keep
 from rompatch.workflows.many_outcomes import EXISTED, MADE, PLANNED, FactOutcome
-from rompatch.workflows.method_options import EditSetting, MethodOptions
+from rompatch.workflows.method_options import EditSetting, RecordingOptions
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.planning import Plan, made_before, plan_fact
 
@@ -22,26 +22,14 @@ WINDOW = 64
 
 
 @dataclass(frozen=True)
-class CreateManyOptions(MethodOptions):
-    """What ``create_many`` may be told beside base and method.
+class CreateManyOptions(RecordingOptions):
+    """What ``create_many`` may be told beside base, method and records; a line's own message, source and expiry win.
 
     Args:
-        apply: put every patch of the file onto the stack as one revision, at the end.
-        dry_run: plan only: nothing is computed and nothing is written.
-        again: compute even what exists.
-        message, source, expires: as for ``create``, where a line has none of its own.
-        reason: of the revision, with ``apply``.
         jobs: processes that share the work; each loads the base.
         out: a new file for the lines that failed.
     """
 
-    apply: bool = False
-    dry_run: bool = False
-    again: bool = False
-    message: str | None = None
-    reason: str | None = None
-    source: str | None = None
-    expires: str | None = None
     jobs: int = 1
     out: Path | None = None
 

@@ -47,6 +47,29 @@ class MethodOptions:
 
 
 @dataclass(frozen=True)
+class RecordingOptions(MethodOptions):
+    """What may be told beside that where the patches are recorded.
+
+    Args:
+        apply: put what is made onto the stack as well, as one revision.
+        dry_run: plan only: nothing is computed and nothing is written.
+        again: compute even if a patch for the same request with the same settings exists.
+        message: kept with each patch in the ledger, and with the revision.
+        reason: of the revision, with ``apply``.
+        source: where the fact comes from.
+        expires: the day (``YYYY-MM-DD``) from which on it may no longer hold.
+    """
+
+    apply: bool = False
+    dry_run: bool = False
+    again: bool = False
+    message: str | None = None
+    reason: str | None = None
+    source: str | None = None
+    expires: str | None = None
+
+
+@dataclass(frozen=True)
 class EditSetting:
     """How patches of one base are computed: everything that is decided before there is a request.
 

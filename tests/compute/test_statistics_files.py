@@ -215,12 +215,17 @@ def test_shipped_statistics_load_like_any_and_are_never_removed(cache: Statistic
     assert file.path.exists()
 
 
-def test_an_id_that_is_shipped_and_cached_is_not_ambiguous(cache: StatisticsCache, tmp_path: Path) -> None:
+def test_an_id_that_is_shipped_and_cached_stands_once_and_its_copy_can_be_removed(
+    cache: StatisticsCache, tmp_path: Path
+) -> None:
     write_packed(statistics(), tmp_path / "shipped" / "one.safetensors", {})
     cached = cache.save(statistics())
-    shipped, again = cache.files()
-    assert (shipped.id, again) == (cached.id, cached)
+    (shipped,) = cache.files()
+    assert shipped.shipped
     assert cache.resolve(cached.id[:6]) == shipped
+    cache.remove(shipped)
+    assert not cached.path.exists()
+    assert list(cache.files()) == [shipped]
 
 
 def test_a_cached_file_is_removed_and_removing_it_again_is_no_error(cache: StatisticsCache) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crashing import deaths
 from heard import Heard
 from pico import save_pico
 from tiny_patches import tiny_adapter
 
 from rompatch.errors import ComputeError, ConflictError, PartialError, PatchNotFoundError, RequestError, StoreError
+from rompatch.store.check import fsck
 from rompatch.store.records import PatchRecord
 from rompatch.workflows.opened import BaseSpec
 from rompatch.workflows.rebased import Rebased
@@ -94,6 +96,29 @@ def test_a_stack_moves_to_another_architecture(stacked: Store, next_base: Path) 
     assert statuses(kept)["Eiffel Tower"] == "made"
     assert kept.revision is not None
     assert (kept.revision.number, len(kept.revision.members)) == (2, 3)
+
+
+def test_a_rebase_killed_at_any_instant_goes_on_where_it_was(stacked: Store, next_base: Path) -> None:
+    root, members = stacked.root, stacked.active()
+    stacked.close()
+
+    def move() -> None:
+        with open_store(root) as store:
+            store.rebase(str(next_base), into="next", scores=False)
+
+    kept: set[str] = set()
+    for _ in deaths(move, root):
+        with open_store(root) as store:
+            assert store.active() == members, "the old stack is untouched"
+            now = {record.id for record in store.patches()}
+            assert kept <= now, "a patch that was made is never lost"
+            kept = now
+            assert {finding.kind for finding in fsck(store.ledger, store.blobs)} <= {"orphan", "temporary"}
+    with open_store(root) as store:
+        moved = store.ledger.members("next")
+        assert {record.subject for record in moved} == {"Mozart", "Big Ben"}
+        assert {record.id for record in store.patches()} == {record.id for record in (*moved, *members)}, "none twice"
+        assert max(revision.number for revision in store.ledger.revisions("next")) == 1
 
 
 def test_the_scores_are_those_of_verify(stacked: Store, next_base: Path) -> None:
