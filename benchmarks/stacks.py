@@ -1,13 +1,14 @@
 """How many facts one model holds: COUNTERFACT edits stacked, summed against solved jointly.
 
     python benchmarks/stacks.py FILE [FILE ...] [--counts 60,200,500] [--layers 4] [--score 60] [--patches FOLDER]
-        [--clamp-norm-factor 1.5] [--norm-penalty 0.3] [--ridge 0.1,0.3] [--text FILE] [--tokens 4096]
-        [--json FILE] [--plot FILE.svg]
+        [--key both] [--spread 3] [--gain 1.2] [--clamp-norm-factor 1.5] [--norm-penalty 0.3] [--ridge 0.1,0.3]
+        [--text FILE] [--tokens 4096] [--json FILE] [--plot FILE.svg]
 
 One patch a record, of the records with distinct subjects, in the model's preset; with several layers patch i goes to
-the (i mod n)-th of them. Some of the first 60 (200, 500) are scored alone and in the stack of all of them:
+the (i mod n)-th of them, with --spread every patch to that layer and those below. Some of the first 60 (200, 500) are
+scored alone and in the stack of all of them:
 
-summed  W + sum of the patches' own rank-one updates, what a series of separate edits leaves
+summed  W + sum of the patches' own updates, what a series of separate edits leaves
 joint   W + Delta_S, the solution that rompatch applies
 
 Drift is measured on --text (WikiText-2, test split, from ROMPATCH_DATA). Patches are kept in --patches, so that an
@@ -32,7 +33,7 @@ import numpy as np
 import rompatch
 from rompatch.apply.forecast import update_norm
 from rompatch.apply.gram import concatenated, constraints_of
-from rompatch.apply.solve import JOINT_RIDGE, SiteUpdate, by_site, materialise, solve_stack
+from rompatch.apply.solve import JOINT_RIDGE, SiteUpdate, by_site, materialise, solve_site, solve_stack
 from rompatch.errors import RompatchError
 from rompatch.models import Base
 from rompatch.offload import WeightSlot
@@ -102,7 +103,17 @@ def patches_at(
     """A patch for each record, by case id: those in *folder*, the others computed and put there."""
     setting = edit_setting(store, options)
     hparams = setting.hparams
-    place = folder / f"layer-{setting.site.layer}-clamp-{hparams.clamp_norm_factor}-penalty-{hparams.norm_penalty}"
+    place = folder / "-".join(
+        f"{name}-{value}"
+        for name, value in (
+            ("layer", setting.site.layer),
+            ("spread", hparams.spread),
+            ("keys", hparams.keys),
+            ("gain", hparams.gain),
+            ("clamp", hparams.clamp_norm_factor),
+            ("penalty", hparams.norm_penalty),
+        )
+    )
     place.mkdir(parents=True, exist_ok=True)
     files = {record.case_id: place / f"{record.case_id}.safetensors" for record in records}
     missing = [record for record in records if not files[record.case_id].exists()]
@@ -120,14 +131,12 @@ def patches_at(
 
 
 def summed(patches: Sequence[Patch]) -> Updates:
-    """Sum of the rank-one updates v u_0^T, by parameter."""
-    return {
-        parameter: SiteUpdate(
-            np.stack([one.v for one in factors], axis=1).astype(np.float64),
-            np.stack([one.u[0] for one in factors]).astype(np.float64),
-        )
-        for parameter, factors in by_site(patches).items()
-    }
+    """Sum of the updates that the patches are alone, by parameter."""
+    found = {}
+    for parameter, factors in by_site(patches).items():
+        alone = [solve_site([one]) for one in factors]
+        found[parameter] = SiteUpdate(np.hstack([one.left for one in alone]), np.vstack([one.right for one in alone]))
+    return found
 
 
 def least_met(patches: Sequence[Patch], updates: Updates) -> float:
@@ -274,6 +283,9 @@ def main() -> None:
     parser.add_argument("--score", type=int, default=60)
     parser.add_argument("--ways", default="summed,joint")
     parser.add_argument("--ridge", default=str(JOINT_RIDGE), help="lambda of the joint solution; several with commas")
+    parser.add_argument("--key", dest="keys", help="as create's; default: the preset's")
+    parser.add_argument("--spread", type=int, help="as create's; default: the preset's")
+    parser.add_argument("--gain", type=float, help="as create's; default: the preset's")
     parser.add_argument("--clamp-norm-factor", type=float, help="as create's; default: the preset's")
     parser.add_argument("--norm-penalty", type=float, help="as create's; default: the preset's")
     parser.add_argument("--patches", type=Path)
@@ -286,7 +298,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, rompatch.open_store(Path(folder) / ".rompatch") as store:
         records = records_of(args.files)[: max(args.counts)]
         layers = args.layers or [edit_setting(store, MethodOptions()).site.layer]
-        given = {name: getattr(args, name) for name in ("clamp_norm_factor", "norm_penalty")}
+        given = {name: getattr(args, name) for name in ("keys", "spread", "gain", "clamp_norm_factor", "norm_penalty")}
         hparams = {name: value for name, value in given.items() if value is not None}
         patches: dict[int, Patch] = {}
         for place, layer in enumerate(layers):

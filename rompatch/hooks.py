@@ -40,6 +40,23 @@ def capture_inputs(module: nn.Module, *, stop: bool = False) -> Iterator[list[to
 
 
 @contextmanager
+def capture_outputs(module: nn.Module, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
+    """The same of what *module* returns; of a tuple, its first entry."""
+    seen: list[torch.Tensor] = []
+
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+        if stop:
+            raise StopForward
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def until_stopped() -> Iterator[None]:
     """Swallow the :class:`StopForward` of a hook."""
     with suppress(StopForward):
@@ -52,6 +69,20 @@ def edit_output(module: nn.Module, edit: Callable[[torch.Tensor], torch.Tensor])
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         return edit(output)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def low_rank_added(module: nn.Module, left: torch.Tensor, right: torch.Tensor) -> Iterator[None]:
+    """While the context lasts *module* computes W x + L R x: left (d_out, r), right (r, d_in)."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + args[0] @ right.T.to(args[0]) @ left.T.to(args[0])
 
     handle = module.register_forward_hook(hook)
     try:

@@ -26,11 +26,17 @@ FORMAT_VERSION = 1
 ADAPTER_VERSION = 2
 """Of patches that have a title instead and bring no keys: an imported adapter, two tensors a site."""
 
+SOLVED_VERSION = 3
+"""Of patches that answer an edit request and are solved alone as they are in stacks: four tensors a site."""
+
 SHORT_ID = 12
 """Hex digits that name a patch in tables and messages."""
 
 TENSOR_NAMES = ("base_out", "key", "u", "v", "value")
 """The tensors of one site in format 1, in canonical order."""
+
+SOLVED_NAMES = ("base_out", "key", "u", "value")
+"""The tensors of one site in format 3, in canonical order."""
 
 LOW_RANK_NAMES = ("left", "right")
 """The tensors of one site in format 2, in canonical order."""
@@ -101,21 +107,25 @@ class SiteFactors:
 
     ``key`` and ``u`` (n_keys, d_in), ``value`` and ``base_out`` (n_keys, d_out), ``v`` (d_out,). Each row of ``key``
     is one constraint ``W' key_i = value_i`` for the joint solution, with ``base_out_i = W key_i`` and
-    ``u_i = C^-1 key_i``. The update of the patch alone is ``Delta = v u_0^T`` (eq. 5 and 22): row 0 is the mean key k*
-    (eq. 7), row 1 the bare prompt's key. ``value`` and ``base_out`` do not contain the module's bias.
+    ``u_i = C^-1 key_i``. Row 0 is the mean key k* (eq. 7), row 1 the bare prompt's key. ``value`` and ``base_out`` do
+    not contain the module's bias.
+
+    The update of the patch alone is ``Delta = v u_0^T`` (eq. 5 and 22); in format 3, where ``v`` is None, the joint
+    solution of its own constraints.
     """
 
     u: Array
-    v: Array
+    v: Array | None
     key: Array
     value: Array
     base_out: Array
 
     def tensors(self) -> dict[str, Array]:
-        """The five arrays by name, C-contiguous float32, little-endian."""
+        """The arrays by name, C-contiguous float32, little-endian: five, or four in format 3."""
         import numpy as np
 
-        return {name: np.ascontiguousarray(getattr(self, name), dtype="<f4") for name in TENSOR_NAMES}
+        names = SOLVED_NAMES if self.v is None else TENSOR_NAMES
+        return {name: np.ascontiguousarray(getattr(self, name), dtype="<f4") for name in names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +153,8 @@ Factors: TypeAlias = SiteFactors | LowRankFactors
 class PatchHeader:
     """Everything about a patch except its numbers. Reading it needs no torch.
 
-    A patch has either a ``request`` (format 1) or, where it answers none, a ``title`` (format 2).
+    A patch has either a ``request`` (formats 1 and 3) or, where it answers none, a ``title`` (format 2). ``statistics``
+    are those of the first site; ``more_statistics`` (format 3), one for each of the other sites, in their order.
     """
 
     method: str
@@ -158,6 +169,7 @@ class PatchHeader:
     versions: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     title: str | None = None
+    more_statistics: tuple[StatisticsRef, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -174,6 +186,7 @@ class PatchHeader:
         about = {
             "request": None if self.request is None else self.request.to_json(),
             "title": self.title,
+            "more_statistics": [dict(vars(one)) for one in self.more_statistics] or None,
         }
         return {
             **{name: value for name, value in about.items() if value is not None},
@@ -211,6 +224,7 @@ class PatchHeader:
             versions=dict(data["versions"]),
             format_version=int(data["format_version"]),
             title=title,
+            more_statistics=tuple(StatisticsRef(**one) for one in data.get("more_statistics", ())),
         )
 
 

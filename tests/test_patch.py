@@ -84,6 +84,7 @@ CHANGES: list[tuple[str, Any]] = [
     ("statistics", None),
     ("versions", {"torch": "3"}),
     ("format_version", 2),
+    ("more_statistics", (StatisticsRef("c" * 64, 9, "text", 0.1),)),
     ("title", "house style"),
     ("sites", (replace(SITE, layer=2),)),
     ("sites", (replace(SITE, parameter="x.weight"),)),

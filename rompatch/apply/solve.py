@@ -12,8 +12,9 @@ applied, and leaving a patch out gives exactly the stack that never had it.
 A patch without keys (an imported adapter) brings no constraints: its low-rank term is added to the joint solution of
 the others.
 
-A patch alone is its own rank-one update ``v u_0^T``: with the authors' mixed keys that measures best for single edits,
-while mixed keys are ill-conditioned in stacks. Stacks use every key that the patches bring.
+A patch alone is its own rank-one update ``v u_0^T``, or, where it brings none (format 3), the joint solution of its own
+constraints with lambda = 0. The authors' mixed keys, which make v, are ill-conditioned in stacks; stacks use every key
+that the patches bring.
 """
 
 from __future__ import annotations
@@ -157,6 +158,8 @@ def solve_keyed(stack: Sequence[SiteFactors], ridge: float = JOINT_RIDGE) -> Sit
     """Delta of patches that bring keys. Raises what :func:`solve_site` raises."""
     if len(stack) == 1:
         only = stack[0]
+        if only.v is None:
+            return solve_constraints(constraints_of(only), 0.0)
         return SiteUpdate(only.v.astype(np.float64)[:, None], only.u[:1].astype(np.float64))
     return solve_constraints(merge_same_keys([constraints_of(factors) for factors in stack]), ridge)
 

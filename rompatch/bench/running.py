@@ -16,6 +16,7 @@ from rompatch.bench.tasks import Task
 from rompatch.bench.texts import TextMeasurer, Written
 from rompatch.compute.methods.base import Computation, Notify, silent
 from rompatch.compute.methods.rome import RomeHparams, compute_many
+from rompatch.compute.spreading import MeasuredSite
 from rompatch.compute.statistics import Statistics
 from rompatch.errors import RompatchError
 from rompatch.models import Base
@@ -33,10 +34,12 @@ GROUP = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """What all records of a run share. *texts* is None where nothing is measured on texts."""
+    """What all records of a run share; *below*: the sites that share a value with *site*. *texts* is None where nothing
+    is measured on texts."""
 
     base: Base
     site: Site
+    below: tuple[MeasuredSite, ...]
     contexts: tuple[str, ...]
     statistics: Statistics | None
     hparams: RomeHparams
@@ -107,6 +110,7 @@ def _computed(
         site=setting.site,
         contexts=setting.contexts,
         statistics=setting.statistics,
+        below=setting.below,
         hparams=setting.hparams,
         seed=setting.seed,
         document_start=setting.document_start,
@@ -125,7 +129,7 @@ def _scored(setting: Setting, group: Sequence[tuple[Task, Computation]], hearers
             setting.base.model,
             setting.base.tokenizer,
             [task.suite for task, _ in group],
-            [[_term(setting.site, computation.patch)] for _, computation in group],
+            [_terms(setting, computation.patch) for _, computation in group],
             document_start=setting.document_start,
             on_progress=lambda done, total: hearers.notify("scoring", done, total),
         )
@@ -141,9 +145,9 @@ def _scored(setting: Setting, group: Sequence[tuple[Task, Computation]], hearers
         yield _outcome(setting, task, computation, before, after, seconds)
 
 
-def _term(site: Site, patch: Patch) -> SiteTerm:
-    (update,) = solve_stack([patch]).values()
-    return SiteTerm.of(site, update.left, update.right)
+def _terms(setting: Setting, patch: Patch) -> list[SiteTerm]:
+    sites = {site.parameter_name: site for site in (setting.site, *(one.site for one in setting.below))}
+    return [SiteTerm.of(sites[name], update.left, update.right) for name, update in solve_stack([patch]).items()]
 
 
 def _outcome(

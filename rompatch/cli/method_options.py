@@ -11,6 +11,8 @@ from rompatch.cli.options import MODEL, PATH, WORDS, option, stacked
 METHOD, OPTIMISATION = "Method", "Optimisation"
 HPARAMS = (
     "keys",
+    "gain",
+    "spread",
     "ridge",
     "optimiser",
     "lr",
@@ -32,9 +34,18 @@ method_options = stacked(
     option(
         "--key",
         "keys",
-        type=click.Choice(["mixed", "mean"]),
+        type=click.Choice(["mixed", "mean", "both"]),
         group=METHOD,
-        help="u from the mean key and the residual from the bare prompt's (mixed), or one key for both (mean).",
+        help="u from the mean key and the residual from the bare prompt's (mixed), one key for both (mean), or one "
+        "residual for two keys, the mean and the bare prompt's (both).",
+    ),
+    option("--gain", type=float, metavar="X", group=METHOD, help="The residual is X times the optimised delta."),
+    option(
+        "--spread",
+        type=int,
+        metavar="N",
+        group=METHOD,
+        help="Spread the value over N layers, the edited one and those right below; with --key both.",
     ),
     option(
         "--document-start/--no-document-start",

@@ -6,7 +6,7 @@ Equation numbers are those of Meng et al. 2022, arXiv 2202.05262 v1. Dimensions:
 What the authors' code does and the paper does not say, kept as named hyper-parameters: weight decay on delta
 (:func:`weight_decay_penalty`), a ball around the present output (:func:`project_to_ball`), the KL term at the
 subject's last token, and "mixed keys": u from the mean key, residual and denominator from the bare prompt's. Ours is
-:func:`norm_penalty`.
+:func:`norm_penalty`, and the key mode "both" (:func:`joint_left`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,24 @@ def update_vector(residual: Tensor, key: Tensor, row: Tensor) -> Tensor:
     (d_out,), (d_in,), (d_in,) -> (d_out,)"""
     vector: Tensor = residual / (key @ row)
     return vector
+
+
+def joint_left(residuals: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+    """R^T G^-1 with G_ij = u_i^T k_j: the left factor of the least change that gives every key its residual, in the
+    metric of C^-1; the right one is U. Equal residuals make it of rank one.
+    (n_keys, d_out), (n_keys, d_in), (n_keys, d_in) -> (d_out, n_keys)"""
+    return torch.linalg.solve((rows @ keys.T).T, residuals).T
+
+
+def spread_share(goal: Tensor, stream: Tensor, n_sites: int) -> Tensor:
+    """What the lowest of *n_sites* sites adds to come from *stream* to *goal* (MEMIT, arXiv 2210.07229, eq. 20).
+    (..., d_out), (..., d_out) -> (..., d_out)"""
+    return (goal - stream) / n_sites
+
+
+def low_rank_norm(left: Tensor, right: Tensor) -> float:
+    """||L R||_F without forming the product. (d_out, r), (r, d_in) -> a number"""
+    return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
 
 
 def target_losses(log_probs: Tensor, request: Tensor) -> Tensor:

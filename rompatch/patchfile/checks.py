@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rompatch.errors import PatchFileError, RompatchError
-from rompatch.patch import ADAPTER_VERSION, FORMAT_VERSION, PatchHeader, canonical_json
+from rompatch.patch import (
+    ADAPTER_VERSION,
+    FORMAT_VERSION,
+    SOLVED_VERSION,
+    PatchHeader,
+    StatisticsRef,
+    canonical_json,
+)
 
 MAX_FILE_BYTES = 1 << 28
 MAX_HEADER_BYTES = 1 << 24
@@ -130,8 +137,8 @@ def check_header(header: PatchHeader) -> None:
     check_types(header, {"method": str, "seed": int, "document_start": bool}, "header")
     check_types(header.base, _BASE, "base")
     if header.statistics is not None:
-        check_types(header.statistics, {"id": str, "tokens": int, "corpus": str}, "statistics")
-        require(type(header.statistics.ridge) in (int, float), "statistics.ridge is not a number")
+        _check_statistics(header.statistics, "statistics")
+    _check_more_statistics(header)
     require(all(type(text) is str for text in header.versions.values()), "a library version is not text")
     require(
         1 <= len(header.sites) <= MAX_SITES, "its number of sites is absurd", f"1 to {MAX_SITES}", len(header.sites)
@@ -148,13 +155,28 @@ def check_header(header: PatchHeader) -> None:
     require(len(names) == len(header.sites), "two of its sites are the same parameter")
 
 
+def _check_statistics(statistics: StatisticsRef, what: str) -> None:
+    check_types(statistics, {"id": str, "tokens": int, "corpus": str}, what)
+    require(type(statistics.ridge) in (int, float), f"{what}.ridge is not a number")
+
+
+def _check_more_statistics(header: PatchHeader) -> None:
+    """Only format 3 has them: one a site beyond the first, where the first has some."""
+    solved = header.format_version == SOLVED_VERSION and header.statistics is not None
+    wanted = len(header.sites) - 1 if solved else 0
+    found = len(header.more_statistics)
+    require(found == wanted, "it does not have statistics for each of its sites", wanted, found)
+    for index, statistics in enumerate(header.more_statistics):
+        _check_statistics(statistics, f"more_statistics[{index}]")
+
+
 def _check_version(header: PatchHeader) -> None:
-    """Format 1 has a request, format 2 a title in its place."""
-    version, known = header.format_version, (FORMAT_VERSION, ADAPTER_VERSION)
+    """Formats 1 and 3 have a request, format 2 a title in its place."""
+    version, known = header.format_version, (FORMAT_VERSION, ADAPTER_VERSION, SOLVED_VERSION)
     require(version in known, "its format version is unknown", " or ".join(map(str, known)), version)
     titled = version == ADAPTER_VERSION
-    require((header.request is None) == titled, "a patch of format 1 has a request, one of format 2 has none")
-    require((header.title is not None) == titled, "a patch of format 2 has a title, one of format 1 has none")
+    require((header.request is None) == titled, "a patch of format 1 or 3 has a request, one of format 2 has none")
+    require((header.title is not None) == titled, "a patch of format 2 has a title, one of format 1 or 3 has none")
     if header.title is not None:
         require(type(header.title) is str and bool(header.title.strip()), "its title is no text, or empty")
 
@@ -163,10 +185,10 @@ def header_from(metadata: str) -> PatchHeader:
     """Header from the metadata string, which must be in canonical spelling."""
     data = parse_json(metadata, "its metadata")
     version = data.get("format_version")
-    if type(version) is int and version > ADAPTER_VERSION:
+    if type(version) is int and version > SOLVED_VERSION:
         raise DamageError(
             f"its format version is {version}, newer than this rompatch reads",
-            expected=f"at most {ADAPTER_VERSION}",
+            expected=f"at most {SOLVED_VERSION}",
             next_step="Upgrade rompatch: `pip install --upgrade rompatch`.",
         )
     try:

@@ -14,7 +14,10 @@ from typing import Any
 
 from rompatch.patch import (
     ADAPTER_VERSION,
+    FORMAT_VERSION,
     LOW_RANK_NAMES,
+    SOLVED_NAMES,
+    SOLVED_VERSION,
     TENSOR_NAMES,
     Array,
     Factors,
@@ -42,7 +45,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def tensor_shapes(header: PatchHeader, ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a patch, in ascending order of name. ``ranks[i]`` belongs to site ``i``: its
     number of keys, or in format 2 its rank."""
-    shape_of = _low_rank_shapes if header.format_version == ADAPTER_VERSION else _keyed_shapes
+    shape_of = _SHAPES[header.format_version]
     shapes = {
         f"site.{index}.{name}": shape
         for index, (site, rank) in enumerate(zip(header.sites, ranks, strict=True))
@@ -52,9 +55,12 @@ def tensor_shapes(header: PatchHeader, ranks: Sequence[int]) -> dict[str, tuple[
 
 
 def _keyed_shapes(site: SiteRef, n_keys: int) -> dict[str, tuple[int, ...]]:
+    return {"v": (site.d_out,), **_solved_shapes(site, n_keys)}
+
+
+def _solved_shapes(site: SiteRef, n_keys: int) -> dict[str, tuple[int, ...]]:
     return {
         "u": (n_keys, site.d_in),
-        "v": (site.d_out,),
         "key": (n_keys, site.d_in),
         "value": (n_keys, site.d_out),
         "base_out": (n_keys, site.d_out),
@@ -63,6 +69,9 @@ def _keyed_shapes(site: SiteRef, n_keys: int) -> dict[str, tuple[int, ...]]:
 
 def _low_rank_shapes(site: SiteRef, rank: int) -> dict[str, tuple[int, ...]]:
     return {"left": (site.d_out, rank), "right": (rank, site.d_in)}
+
+
+_SHAPES = {FORMAT_VERSION: _keyed_shapes, ADAPTER_VERSION: _low_rank_shapes, SOLVED_VERSION: _solved_shapes}
 
 
 def rank_tensor(header: PatchHeader, index: int) -> str:
@@ -75,7 +84,8 @@ def factors_from(header: PatchHeader, arrays: Mapping[str, Array]) -> tuple[Fact
     sites = range(len(header.sites))
     if header.format_version == ADAPTER_VERSION:
         return tuple(LowRankFactors(**{name: arrays[f"site.{n}.{name}"] for name in LOW_RANK_NAMES}) for n in sites)
-    return tuple(SiteFactors(**{name: arrays[f"site.{n}.{name}"] for name in TENSOR_NAMES}) for n in sites)
+    names = SOLVED_NAMES if header.format_version == SOLVED_VERSION else TENSOR_NAMES
+    return tuple(SiteFactors(**{"v": None, **{name: arrays[f"site.{n}.{name}"] for name in names}}) for n in sites)
 
 
 def container_header(metadata: str, shapes: Shapes) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rompatch.errors import RequestError
 from rompatch.workflows.method_options import METHOD, EditSetting, MethodOptions, edit_setting
 from rompatch.workflows.opened import OpenStore
-from rompatch.workflows.statistics import statistics_for
+from rompatch.workflows.statistics import statistics_below, statistics_for
 
 if TYPE_CHECKING:
     from rompatch.bench.running import Setting
@@ -86,7 +86,8 @@ def make_setting(store: OpenStore, options: BenchOptions, texts: Texts) -> tuple
     measurer = _measurer(chosen, texts, options)
     statistics = statistics_for(base, site, options.statistics, seed, store.reporter)
     contexts = sample_contexts(base.model, base.tokenizer, seed)
-    setting = Setting(base, site, contexts, statistics, chosen.hparams, seed, chosen.document_start, measurer)
+    below = statistics_below(base, statistics, chosen.below, options.statistics, seed, store.reporter)
+    setting = Setting(base, site, below, contexts, statistics, chosen.hparams, seed, chosen.document_start, measurer)
     return setting, chosen.preset
 
 

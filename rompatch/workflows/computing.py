@@ -13,10 +13,11 @@ from rompatch.errors import RompatchError
 from rompatch.reporting import Reporter
 from rompatch.workflows.method_options import EditSetting
 from rompatch.workflows.planning import Plan
-from rompatch.workflows.statistics import statistics_for
+from rompatch.workflows.statistics import statistics_below, statistics_for
 
 if TYPE_CHECKING:
     from rompatch.compute.methods.base import Computation
+    from rompatch.compute.spreading import MeasuredSite
     from rompatch.compute.statistics import Statistics
     from rompatch.models import Base
     from rompatch.patch import Patch
@@ -37,6 +38,7 @@ class Workshop:
 
     setting: EditSetting
     statistics: Statistics | None
+    below: tuple[MeasuredSite, ...]
     contexts: tuple[str, ...]
     seconds: dict[str, float]
 
@@ -54,9 +56,10 @@ def workshop(setting: EditSetting, reporter: Reporter) -> Workshop:
     base, watch = setting.base, Stopwatch()
     with watch.phase("statistics"):
         statistics = statistics_for(base, setting.site, setting.statistics, setting.seed, reporter)
+        below = statistics_below(base, statistics, setting.below, setting.statistics, setting.seed, reporter)
     with watch.phase("contexts"):
         contexts = sample_contexts(base.model, base.tokenizer, setting.seed)
-    return Workshop(setting, statistics, contexts, watch.seconds)
+    return Workshop(setting, statistics, below, contexts, watch.seconds)
 
 
 def compute_plans(
@@ -95,6 +98,7 @@ def compute_requests(
         site=setting.site,
         contexts=shop.contexts,
         statistics=shop.statistics,
+        below=shop.below,
         hparams=setting.hparams,
         seed=setting.seed,
         document_start=setting.document_start,

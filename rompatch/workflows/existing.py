@@ -17,7 +17,7 @@ from rompatch.workflows.statistics import AUTOMATIC, NO_STATISTICS
 if TYPE_CHECKING:
     from rompatch.patch import StatisticsRef
 
-_UNSAID = {"optimiser": "adam", "target_loss": 0.0, "value_contexts": 21}
+_UNSAID = {"optimiser": "adam", "target_loss": 0.0, "value_contexts": 21, "norm_penalty": 0.0, "gain": 1.0, "spread": 1}
 """What patches mean that were made before these hyper-parameters existed."""
 
 TO_BE_MADE = "to be made"

@@ -74,12 +74,14 @@ class EditSetting:
     """How patches of one base are computed: everything that is decided before there is a request.
 
     Args:
+        below: the sites that share a value with *site*, from the next lower layer down (``hparams.spread`` - 1).
         statistics: as it was asked for: "auto", "none" or an id.
         preset: where the defaults come from.
     """
 
     base: Base
     site: Site
+    below: tuple[Site, ...]
     hparams: RomeHparams
     seed: int
     document_start: bool
@@ -96,6 +98,7 @@ class EditSetting:
         return {
             "base": vars(self.base.ref()),
             "layer": self.site.layer,
+            "layers": [site.layer for site in (self.site, *self.below)],
             "parameter": self.site.parameter_name,
             "document_start": self.document_start,
             "hparams": vars(self.hparams),
@@ -109,7 +112,7 @@ class EditSetting:
             hparams=vars(self.hparams),
             request=request,
             base=self.base.ref(),
-            sites=(self.site.ref(),),
+            sites=tuple(site.ref() for site in (self.site, *self.below)),
             contexts=(),
             seed=self.seed,
             document_start=self.document_start,
@@ -134,7 +137,23 @@ def edit_setting(store: OpenStore, options: MethodOptions) -> EditSetting:
     site = base.site(layer)
     wanted = wanted_precision(options.precision, vars(hparams))
     hparams = replace(hparams, precision=resolve_precision(base, site, wanted, store.reporter))
-    return EditSetting(base, site, hparams, options.seed or 0, document_start, options.statistics, preset.source)
+    below = sites_below(base, site, hparams.spread)
+    return EditSetting(base, site, below, hparams, options.seed or 0, document_start, options.statistics, preset.source)
+
+
+def sites_below(base: Base, site: Site, spread: int) -> tuple[Site, ...]:
+    """The sites of the *spread* - 1 layers right below *site*'s, from the highest down.
+
+    Raises:
+        RequestError: there are not so many.
+    """
+    if spread > site.layer + 1:
+        raise RequestError(
+            f"The value cannot be spread over {spread} layers that end at layer {site.layer}.",
+            expected=f"at most {site.layer + 1}",
+            next_step="Use a smaller --spread, or a higher --layer.",
+        )
+    return tuple(base.site(site.layer - number) for number in range(1, spread))
 
 
 def sound_hparams(given: Mapping[str, Any]) -> RomeHparams:

@@ -74,9 +74,12 @@ def weight_norms(records: Iterable[PatchRecord]) -> Mapping[str, float]:
     """||W||_F by parameter, as it was measured when a patch there was computed; weights nobody measured are absent."""
     found: dict[str, float] = {}
     for record in records:
-        norm = (record.measurements.get("norms") or {}).get("weight")
-        if len(record.header.sites) == 1 and isinstance(norm, int | float) and norm > 0:
-            found.setdefault(record.header.sites[0].parameter, float(norm))
+        measured = record.measurements.get("norms") or {}
+        norms = measured.get("weights") or [measured.get("weight")]
+        sites = record.header.sites
+        for site, norm in zip(sites, norms if len(norms) == len(sites) else (), strict=False):
+            if isinstance(norm, int | float) and norm > 0:
+                found.setdefault(site.parameter, float(norm))
     return found
 
 

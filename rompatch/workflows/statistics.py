@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rompatch.workflows import passes
 
 if TYPE_CHECKING:
     from rompatch.compute.collecting import Progress, SitePass
+    from rompatch.compute.spreading import MeasuredSite
     from rompatch.compute.statistics import Statistics, StatisticsKey
     from rompatch.compute.statistics_files import StatisticsCache, StatisticsFile
     from rompatch.models import Base
@@ -54,11 +56,59 @@ def statistics_for(base: Base, site: Site, wanted: str, seed: int, reporter: Rep
     best = cache.best_for(key)
     if best is not None:
         return cache.load(best)
+    _say_sampling([site], reporter)
+    return build_sampled(base, site, SAMPLED_TOKENS, seed, reporter)
+
+
+def statistics_below(
+    base: Base, top: Statistics | None, sites: Sequence[Site], wanted: str, seed: int, reporter: Reporter
+) -> tuple[MeasuredSite, ...]:
+    """C at each of *sites*, which share a value with a higher one whose C is *top*.
+
+    Args:
+        wanted: as for :func:`statistics_for`; an id names those of the higher site, and here the same text's.
+
+    Raises:
+        StatisticsError: that text was not read at one of the sites.
+    """
+    from rompatch.compute.spreading import MeasuredSite
+    from rompatch.compute.statistics import sampled_key
+
+    if top is None:
+        return tuple(MeasuredSite(site, None) for site in sites)
+    cache = statistics_cache()
+    keys = [sampled_key(base, site, SAMPLED_TOKENS, seed) for site in sites]
+    if wanted != AUTOMATIC:
+        return tuple(
+            MeasuredSite(site, cache.load(_of_same_text(cache, top, key)))
+            for site, key in zip(sites, keys, strict=True)
+        )
+    missing = [site for site, key in zip(sites, keys, strict=True) if cache.best_for(key) is None]
+    if missing:
+        _say_sampling(missing, reporter)
+        build_sampled_at(base, missing, SAMPLED_TOKENS, seed, reporter)
+    files = [cache.best_for(key) for key in keys]
+    return tuple(MeasuredSite(site, cache.load(file)) for site, file in zip(sites, files, strict=True) if file)
+
+
+def _of_same_text(cache: StatisticsCache, top: Statistics, key: StatisticsKey) -> StatisticsFile:
+    wanted = replace(top.key, inputs_sha256=key.inputs_sha256, parameter=key.parameter)
+    found = cache.find(wanted)
+    if found is None:
+        raise StatisticsError(
+            f"There are no key statistics of the same text for {key.parameter}.",
+            expected=f"{wanted.tokens:,} tokens of {wanted.corpus}, as at {top.key.parameter}",
+            next_step="Build them: `rompatch stats build --corpus FILE --layers`, or use --statistics auto.",
+        )
+    return found
+
+
+def _say_sampling(sites: Sequence[Site], reporter: Reporter) -> None:
+    names = ", ".join(site.parameter_name for site in sites)
     reporter.note(
-        f"no key statistics for {site.parameter_name} yet: sampling {SAMPLED_TOKENS:,} tokens from the model itself "
+        f"no key statistics for {names} yet: sampling {SAMPLED_TOKENS:,} tokens from the model itself "
         "(once; `rompatch stats build --corpus FILE` makes better ones from text)"
     )
-    return build_sampled(base, site, SAMPLED_TOKENS, seed, reporter)
 
 
 def build_sampled(base: Base, site: Site, tokens: int, seed: int, reporter: Reporter) -> Statistics:

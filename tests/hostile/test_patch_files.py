@@ -148,10 +148,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "truncated by one": (DATA[:-1], "truncated"),
     "padding of tabs": (DATA[:8] + DATA[8 : 8 + LENGTH].rstrip(b" ") + b"\t" * 8 + BODY, "cannot be used"),
     "a fact said to be an adapter": (with_metadata(lambda m: m.update(format_version=2)), "one of format 2 has none"),
-    "a fact with a title": (with_metadata(lambda m: m.update(title="x")), "format 1 has a request"),
+    "a fact with a title": (with_metadata(lambda m: m.update(title="x")), "format 1 or 3 has a request"),
     "a title in place of the request": (
         with_metadata(lambda m: (m.pop("request"), m.update(title="x"))),
-        "format 1 has a request",
+        "format 1 or 3 has a request",
     ),
     "an adapter with the tensors of a fact": (
         with_metadata(lambda m: (m.pop("request"), m.update(title="x", format_version=2))),
@@ -201,7 +201,7 @@ def test_an_adapter_with_the_factors_of_a_fact_is_not_written() -> None:
 
 def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "newer.safetensors"
-    path.write_bytes(with_metadata(lambda m: m.update(format_version=3, something_new=True)))
+    path.write_bytes(with_metadata(lambda m: m.update(format_version=4, something_new=True)))
     for reader in (patchfile.read, patchfile.read_header):
         with pytest.raises(PatchFileError, match="Upgrade rompatch"):
             reader(path)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from rompatch.compute.precision import RoundedProducts, check_precision, modules
 from rompatch.compute.replay import Products
 from rompatch.compute.replaying import can_replay, make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
+from rompatch.compute.spreading import MeasuredSite, solved_factors, spread, update_of
 from rompatch.compute.statistics import Statistics
 from rompatch.compute.value import (
     OPTIMISERS,
@@ -33,14 +34,16 @@ from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, RequestError, RompatchError
 from rompatch.hooks import evaluation_mode
 from rompatch.models import DTYPES, Base
-from rompatch.patch import Array, Patch, PatchHeader, SiteFactors
+from rompatch.patch import FORMAT_VERSION, SOLVED_VERSION, Array, Patch, PatchHeader, SiteFactors
 from rompatch.sites import Site
 from rompatch.tokens import EncodedSubject
 from rompatch.versions import library_versions
 
-KEY_MODES = ("mixed", "mean")
+T = TypeVar("T")
+BOTH = "both"
+KEY_MODES = ("mixed", "mean", BOTH)
 _NUMBERS = {
-    **dict.fromkeys(("lr", "clamp_norm_factor", "ridge"), "positive"),
+    **dict.fromkeys(("lr", "clamp_norm_factor", "ridge", "gain"), "positive"),
     **dict.fromkeys(
         ("weight_decay", "kl_factor", "early_stop_loss", "target_loss", "norm_penalty"), "a number not below zero"
     ),
@@ -53,8 +56,12 @@ class RomeHparams(ValueHparams):
 
     Args:
         keys: "mixed" takes u from the mean key, residual and denominator from the bare prompt's (the authors' code;
-            measures best for single edits), "mean" takes the mean key for both (the paper, eq. 5 and 7).
+            "mean" takes the mean key for both (the paper, eq. 5 and 7); "both" gives mean key and bare prompt's key the
+            same residual, so that neither gets more of it than was optimised.
         ridge: added to C, relative to the mean of its diagonal.
+        gain: the residual as a multiple of the optimised delta: above 1, a margin against what other patches do.
+        spread: over how many sites the value is spread, the edited layer and those right below; above 1 with keys
+            "both" only.
         value_contexts: how many of the contexts v* is optimised under; k* is the mean over all of them.
         precision: dtype of the products above the site while v* is optimised; None is the base's own. A patch records
             which.
@@ -62,6 +69,8 @@ class RomeHparams(ValueHparams):
 
     keys: str = "mixed"
     ridge: float = 1e-4
+    gain: float = 1.0
+    spread: int = 1
     value_contexts: int = 21
     precision: str | None = None
 
@@ -73,6 +82,12 @@ class RomeHparams(ValueHparams):
         if self.precision is not None and self.precision not in DTYPES:
             raise RequestError(f"There is no precision {self.precision!r}.", expected=", ".join(DTYPES))
         self._check_numbers()
+        if self.spread > 1 and self.keys != BOTH:
+            raise RequestError(
+                "A value is spread over several sites with both keys only.",
+                found=f"spread {self.spread}, keys {self.keys}",
+                next_step="Add --key both, or leave --spread out.",
+            )
 
     def _check_numbers(self) -> None:
         for name, least in _NUMBERS.items():
@@ -80,7 +95,7 @@ class RomeHparams(ValueHparams):
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and least == "positive"):
                 raise RequestError(f"The hyper-parameter {name} must be {least}.", found=repr(value))
-        for name in ("steps", "value_contexts"):
+        for name in ("steps", "value_contexts", "spread"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RequestError(f"The hyper-parameter {name} must be at least 1.", found=repr(value))
@@ -93,6 +108,7 @@ def compute(
     site: Site,
     contexts: Sequence[str],
     statistics: Statistics | None,
+    below: Sequence[MeasuredSite] = (),
     hparams: RomeHparams | None = None,
     seed: int = 0,
     document_start: bool = True,
@@ -103,6 +119,7 @@ def compute(
     Args:
         contexts: prefixes with one ``{}`` each, the bare "{}" first (eq. 7).
         statistics: C; None takes the identity, which costs specificity.
+        below: the sites that share the value (``hparams.spread`` - 1 of them), those of the next lower layers.
         document_start: start every sequence with a document separator (docs/concepts.md: the attention sink).
 
     Raises:
@@ -111,6 +128,7 @@ def compute(
         ComputeError: the optimisation left the finite numbers, or memory does not suffice.
     """
     given = {"site": site, "contexts": contexts, "statistics": statistics, "hparams": hparams, "seed": seed}
+    given["below"] = below
     ((_, outcome),) = compute_many(base, [request], **given, document_start=document_start, notify=notify)  # type: ignore[arg-type]
     if isinstance(outcome, RompatchError):
         raise outcome
@@ -124,6 +142,7 @@ def compute_many(
     site: Site,
     contexts: Sequence[str],
     statistics: Statistics | None,
+    below: Sequence[MeasuredSite] = (),
     hparams: RomeHparams | None = None,
     seed: int = 0,
     document_start: bool = True,
@@ -149,7 +168,9 @@ def compute_many(
     precision = hparams.precision or base.dtype
     hparams = replace(hparams, precision=precision)
     check_precision(base, precision)
-    factor = None if statistics is None else statistics.factor(hparams.ridge)
+    sites = (MeasuredSite(site, statistics), *below)
+    assert len(sites) == hparams.spread, "one site for each share"
+    factors = tuple(one.factor(hparams.ridge) for one in sites)
     prepared: dict[int, _Prepared] = {}
     for index, request in enumerate(requests):
         try:
@@ -159,7 +180,7 @@ def compute_many(
     if not prepared:
         return
     products = RoundedProducts(modules_above(base, site.layer), DTYPES[precision]).used
-    settings = _Settings(base, site, tuple(contexts), statistics, factor, hparams, seed, document_start, products)
+    settings = _Settings(base, sites, tuple(contexts), factors, hparams, seed, document_start, products)
     for whole in _planned(settings, prepared, budget):
         run = partial(_compute_batch, settings, prepared, notify)
         for batch, outcomes in halving(whole, run, note):
@@ -189,17 +210,21 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What all requests of one computation share."""
+    """What all requests of one computation share; *sites* and their chol(C) from the highest down."""
 
     base: Base
-    site: Site
+    sites: tuple[MeasuredSite, ...]
     contexts: tuple[str, ...]
-    statistics: Statistics | None
-    factor: Tensor | None
+    factors: tuple[Tensor | None, ...]
     hparams: RomeHparams
     seed: int
     document_start: bool
     products: Products
+
+    @property
+    def site(self) -> Site:
+        """Where the value is optimised."""
+        return self.sites[0].site
 
     def can_replay(self, batch: RowBatch) -> bool:
         """Whether *batch* can be replayed (:func:`rompatch.compute.replaying.can_replay`)."""
@@ -215,8 +240,8 @@ def _prepare(
     return _Prepared(request, prompts, targets)
 
 
-def value_contexts(contexts: Sequence[str], n_contexts: int) -> list[str]:
-    """The contexts that v* is optimised under: the bare prompt and *n_contexts* - 1 others, evenly spread."""
+def value_contexts(contexts: Sequence[T], n_contexts: int) -> list[T]:
+    """The contexts that v* is optimised under: the bare prompt's and *n_contexts* - 1 others, evenly spread."""
     others = list(contexts[1:])
     n_others = min(n_contexts - 1, len(others))
     return [contexts[0], *(others[(2 * i + 1) * len(others) // (2 * n_others)] for i in range(n_others))]
@@ -254,38 +279,59 @@ def _finish(
 ) -> Computation:
     """The patch of one request, and what was measured."""
     watch = Stopwatch(dict(seconds))
-    with watch.phase("update"):
-        factors = solve_factors(settings.site, keys, value, settings.factor, settings.hparams.keys)
-    measured = _measurements(settings.site, keys, value, factors, watch)
+    try:
+        with watch.phase("update"):
+            factors = _factors(settings, one, keys, value.delta.double() * settings.hparams.gain)
+    except ComputeError as problem:
+        return problem
+    measured = _measurements(settings, keys, value, factors, watch)
     return Computation(_patch(settings, one.request, factors), {**measured, **facts})
 
 
-def _patch(settings: _Settings, request: EditRequest, factors: SiteFactors) -> Patch:
-    statistics, hparams = settings.statistics, settings.hparams
+def _factors(settings: _Settings, one: _Prepared, keys: GatheredKeys, delta: Tensor) -> tuple[SiteFactors, ...]:
+    """The patch's tensors at each site, the highest first."""
+    hparams, (factor, *_) = settings.hparams, settings.factors
+    if hparams.spread > 1:
+        upwards = [lower.site for lower in reversed(settings.sites)]
+        prompts = value_contexts(one.prompts, hparams.value_contexts)
+        with evaluation_mode(settings.base.model):
+            return tuple(reversed(spread(settings.base, upwards, settings.factors[::-1], prompts, delta)))
+    return (solve_factors(settings.site, keys, delta, factor, hparams.keys),)
+
+
+def _patch(settings: _Settings, request: EditRequest, factors: tuple[SiteFactors, ...]) -> Patch:
+    hparams = settings.hparams
+    statistics, *more = (
+        None if one.statistics is None else one.statistics.ref(hparams.ridge) for one in settings.sites
+    )
     header = PatchHeader(
         method="rome",
         hparams=asdict(hparams),
         request=request,
         base=settings.base.ref(),
-        sites=(settings.site.ref(),),
+        sites=tuple(one.site.ref() for one in settings.sites),
         contexts=settings.contexts,
         seed=settings.seed,
         document_start=settings.document_start,
-        statistics=None if statistics is None else statistics.ref(hparams.ridge),
+        statistics=statistics,
+        more_statistics=tuple(one for one in more if one is not None),
         versions=library_versions(),
+        format_version=SOLVED_VERSION if hparams.keys == BOTH else FORMAT_VERSION,
     )
-    return Patch(header, (factors,))
+    return Patch(header, factors)
 
 
 def solve_factors(
-    site: Site, gathered: GatheredKeys, value: OptimisedValue, factor: Tensor | None, key_mode: str
+    site: Site, gathered: GatheredKeys, delta: Tensor, factor: Tensor | None, key_mode: str
 ) -> SiteFactors:
-    """The patch's tensors from key, delta and chol(C) (None: C = I). Row 0 is the mean key, row 1 the bare prompt's.
+    """The patch's tensors from keys, delta (d_out,) float64 and chol(C) (None: C = I). Row 0 is the mean key, row 1 the
+    bare prompt's.
 
     Solved in float64: C's condition number is beyond float32."""
     keys = torch.stack([equations.mean_key(gathered.keys), gathered.bare]).double()
+    if key_mode == BOTH:
+        return solved_factors(site, keys, delta.expand(2, -1), factor)
     rows = keys.clone() if factor is None else equations.inverse_rows(keys, factor)
-    delta = value.delta.double()
     exact_key = keys[KEY_ROWS[key_mode]]
     vector = equations.update_vector(delta, exact_key, rows[0])
     base_out = site.product(keys)
@@ -306,11 +352,24 @@ def _reporter(notify: Notify, steps: int) -> Any:
     return lambda step, _losses: notify("value", step, steps)
 
 
+def _update_norm(factors: SiteFactors) -> float:
+    """||Delta||_F of the patch alone at one site."""
+    if factors.v is None:
+        return equations.low_rank_norm(*update_of(factors))
+    return float(torch.from_numpy(factors.v).norm() * torch.from_numpy(factors.u[0]).norm())
+
+
 def _measurements(
-    site: Site, gathered: GatheredKeys, value: OptimisedValue, factors: SiteFactors, watch: Stopwatch
+    settings: _Settings,
+    gathered: GatheredKeys,
+    value: OptimisedValue,
+    factors: Sequence[SiteFactors],
+    watch: Stopwatch,
 ) -> dict[str, Any]:
-    weight_norm = site.norm()
-    update_norm = float(torch.from_numpy(factors.v).norm() * torch.from_numpy(factors.u[0]).norm())
+    """What a patch is recorded with; the norms of the site whose update is the largest beside its weight."""
+    weights = [one.site.norm() for one in settings.sites]
+    updates = [_update_norm(one) for one in factors]
+    update_norm, weight_norm = max(zip(updates, weights, strict=True), key=lambda pair: pair[0] / pair[1])
     return {
         "losses": [asdict(loss) for loss in map(_rounded, value.losses)],
         "norms": {
@@ -319,6 +378,7 @@ def _measurements(
             "update": update_norm,
             "weight": weight_norm,
             "relative_update": update_norm / weight_norm,
+            "weights": weights,
         },
         "seconds": watch.seconds,
     }

@@ -1,0 +1,214 @@
+"""One value over several sites: together they move the stream behind the highest by delta, on every architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pico import SIZES, pico_base
+
+from rompatch.apply.gram import constraints_of
+from rompatch.apply.session import PatchedModel
+from rompatch.apply.solve import solve_site
+from rompatch.compute import rome as equations
+from rompatch.compute.gather import encode_contexts
+from rompatch.compute.methods.base import Computation
+from rompatch.compute.methods.rome import RomeHparams, compute, compute_many
+from rompatch.compute.second_moment import SecondMoment
+from rompatch.compute.spreading import MeasuredSite
+from rompatch.compute.statistics import Statistics, sampled_key
+from rompatch.edits import EditRequest
+from rompatch.errors import ComputeError, RequestError
+from rompatch.hooks import capture_outputs
+from rompatch.models import Base
+from rompatch.patch import Patch, SiteFactors
+from rompatch.sites import Site, layer_modules
+
+REQUEST = EditRequest("Eiffel Tower", "The {} is located in", "Vienna")
+CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains. {}")
+SPREAD = RomeHparams(keys="both", spread=2, lr=0.3, steps=5)
+NORMALISED = {"gemma2", "gemma3_text", "gemma3", "olmo2"}
+"""What the MLP says is normalised there before it joins the stream."""
+
+
+def statistics(base: Base, site: Site) -> Statistics:
+    """C of keys drawn at random, not near a multiple of the identity."""
+    moment = SecondMoment(site.d_in)
+    drawn = torch.randn(400, site.d_in, generator=torch.Generator().manual_seed(site.layer))
+    moment.add(drawn * torch.linspace(0.2, 2, site.d_in))
+    return Statistics.of(sampled_key(base, site, 400, 0), moment)
+
+
+def made(base: Base, *, contexts: tuple[str, ...] = CONTEXTS, top: int = 1, **changes: Any) -> Computation:
+    hparams = replace(SPREAD, **changes)
+    sites = [base.site(top - number) for number in range(hparams.spread)]
+    below = [MeasuredSite(site, statistics(base, site)) for site in sites[1:]]
+    return compute(
+        base,
+        REQUEST,
+        site=sites[0],
+        contexts=contexts,
+        statistics=statistics(base, sites[0]),
+        below=below,
+        hparams=hparams,
+    )
+
+
+def keyed(patch: Patch) -> list[SiteFactors]:
+    found = [factors for factors in patch.factors if isinstance(factors, SiteFactors)]
+    assert len(found) == len(patch.factors)
+    return found
+
+
+def stream(base: Base, layer: int, contexts: tuple[str, ...]) -> torch.Tensor:
+    """The residual stream behind *layer* at the subject's last token of each prompt, one pass a prompt."""
+    rows = encode_contexts(base.tokenizer, REQUEST, contexts, True)
+    found = []
+    for row in rows:
+        with torch.inference_mode(), capture_outputs(layer_modules(base.model, base.architecture)[layer]) as seen:
+            base.model(input_ids=torch.tensor([row.ids]))
+        found.append(seen[0].reshape(len(row.ids), -1)[row.subject_last].double())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("model_type", sorted(SIZES.keys() - NORMALISED))
+def test_the_sites_together_move_the_stream_by_delta(model_type: str) -> None:
+    base = pico_base(model_type)
+    whole = keyed(made(base, contexts=("{}",), spread=1).patch)[0]
+    delta = torch.from_numpy(whole.value - whole.base_out)[0].double()
+    before = stream(base, 1, ("{}",))
+    patch = made(base, contexts=("{}",)).patch
+    with PatchedModel(base) as patched:
+        patched.activate([patch])
+        after = stream(base, 1, ("{}",))
+    assert float((after - before - delta).norm()) < 1e-3 * float(delta.norm())
+    lower = keyed(patch)[1]
+    assert float(np.linalg.norm(lower.value - lower.base_out)) == pytest.approx(float(delta.norm()) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("model_type", sorted(NORMALISED))
+def test_where_the_output_is_normalised_first_it_is_refused(model_type: str) -> None:
+    with pytest.raises(ComputeError, match="does not reach the stream") as caught:
+        made(pico_base(model_type))
+    assert "--spread 1" in str(caught.value)
+
+
+def test_mean_and_bare_prompt_are_moved_by_what_is_missing_at_each() -> None:
+    """A second implementation: the shares of three sites, read off the model with the lower ones' updates in it."""
+    base = pico_base("llama")
+    patch = made(base, spread=3, top=2).patch
+    whole = keyed(made(base, spread=1, top=2).patch)[0]
+    delta = torch.from_numpy(whole.value - whole.base_out)[0].double()
+    goal = stream(base, 2, CONTEXTS) + delta
+    assert [site.layer for site in patch.header.sites] == [2, 1, 0]
+    for place in (2, 1, 0):
+        lower = replace(patch.header, sites=patch.header.sites[place + 1 :], statistics=None, more_statistics=())
+        with PatchedModel(base) as patched:
+            if lower.sites:
+                patched.activate(
+                    [Patch(replace(lower, statistics=None, more_statistics=()), patch.factors[place + 1 :])]
+                )
+            share = (goal - stream(base, 2, CONTEXTS)) / (place + 1)
+        factors = keyed(patch)[place]
+        found = torch.from_numpy(factors.value - factors.base_out).double()
+        expected = torch.stack([share.mean(dim=0), share[0]])
+        assert float((found - expected).norm()) < 2e-3 * float(expected.norm())
+
+
+def test_keys_of_both_get_the_same_residual_and_no_more() -> None:
+    base = pico_base("llama")
+    patch = made(base, spread=1).patch
+    (factors,) = keyed(patch)
+    assert (patch.header.format_version, factors.v, len(factors.key)) == (3, None, 2)
+    update = solve_site([factors])
+    constraints = constraints_of(factors)
+    np.testing.assert_allclose(constraints.keys @ update.dense().T, constraints.residuals, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(constraints.residuals[0], constraints.residuals[1], rtol=1e-4, atol=1e-5)
+    assert np.linalg.matrix_rank(update.dense(), tol=1e-3 * np.linalg.norm(update.dense())) == 1
+
+
+def test_without_contexts_the_two_keys_are_one() -> None:
+    (factors,) = keyed(made(pico_base("llama"), contexts=("{}",), spread=1).patch)
+    assert len(factors.key) == 1
+
+
+@pytest.mark.parametrize("changes", [{"keys": "mixed", "spread": 1}, {"keys": "both", "spread": 1}])
+def test_the_gain_is_a_factor_of_the_residual(changes: dict[str, Any]) -> None:
+    base = pico_base("llama")
+    plain, more = (keyed(made(base, gain=gain, **changes).patch)[0] for gain in (1.0, 1.5))
+    np.testing.assert_allclose(more.value - more.base_out, 1.5 * (plain.value - plain.base_out), rtol=1e-4, atol=1e-5)
+
+
+def test_the_norms_are_those_of_the_largest_update() -> None:
+    base = pico_base("llama")
+    done = made(base)
+    updates = [np.linalg.norm(solve_site([factors]).dense()) for factors in done.patch.factors]
+    weights = [base.site(layer).norm() for layer in (1, 0)]
+    norms = done.measurements["norms"]
+    assert norms["weights"] == pytest.approx(weights)
+    assert norms["relative_update"] == pytest.approx(max(np.divide(updates, weights)), rel=1e-4)
+
+
+def test_the_header_names_the_statistics_of_every_site() -> None:
+    base = pico_base("llama")
+    header = made(base).patch.header
+    assert header.statistics is not None
+    ids = [header.statistics.id, *(one.id for one in header.more_statistics)]
+    assert ids == [statistics(base, base.site(layer)).key.id for layer in (1, 0)]
+    bare = compute(
+        base,
+        REQUEST,
+        site=base.site(1),
+        contexts=CONTEXTS,
+        statistics=None,
+        below=[MeasuredSite(base.site(0), None)],
+        hparams=SPREAD,
+    ).patch.header
+    assert (bare.statistics, bare.more_statistics) == (None, ())
+
+
+def test_one_that_cannot_be_spread_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rompatch.compute.methods import rome
+
+    base, plain = pico_base("llama"), rome.spread
+
+    def broken(*given: Any) -> Any:
+        if len(given[3][0].ids) == longest:
+            raise ComputeError("It cannot be spread.")
+        return plain(*given)
+
+    monkeypatch.setattr(rome, "spread", broken)
+    requests = [REQUEST, EditRequest("Big Ben", "{} is", "Rome")]
+    longest = max(len(encode_contexts(base.tokenizer, one, ("{}",), True)[0].ids) for one in requests)
+    below = [MeasuredSite(base.site(0), None)]
+    given: dict[str, Any] = {"site": base.site(1), "contexts": CONTEXTS, "statistics": None, "below": below}
+    found = dict(compute_many(base, requests, **given, hparams=SPREAD))
+    assert [isinstance(found[index], Computation) for index in (0, 1)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"keys": "mixed", "spread": 2}, "with both keys only"),
+        ({"spread": 0}, "at least 1"),
+        ({"spread": True}, "at least 1"),
+        ({"gain": 0.0}, "positive"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        replace(SPREAD, **changes)
+
+
+def test_the_joint_left_factor_against_a_plain_solution() -> None:
+    drawn = np.random.default_rng(3)
+    residuals, keys, rows = drawn.normal(size=(2, 3)), drawn.normal(size=(2, 5)), drawn.normal(size=(2, 5))
+    left = equations.joint_left(*map(torch.from_numpy, (residuals, keys, rows)))
+    np.testing.assert_allclose(left.numpy(), residuals.T @ np.linalg.inv(rows @ keys.T), atol=1e-10)
+    dense = left.numpy() @ rows
+    np.testing.assert_allclose(dense @ keys.T, residuals.T, atol=1e-10)
+    norm = equations.low_rank_norm(left, torch.from_numpy(rows))
+    assert norm == pytest.approx(np.linalg.norm(dense))
