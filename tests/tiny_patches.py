@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,16 @@ def tiny_patch(
     }
     header = PatchHeader(**(fields | changes))
     return Patch(header, tuple(tiny_factors(site, n_keys, seed) for site in header.sites))
+
+
+def tiny_solved(subject: str = "Eiffel Tower", *, layers: tuple[int, ...] = (2, 1), **given: Any) -> Patch:
+    """A patch of format 3: no v, and statistics for each site."""
+    more = tuple(
+        StatisticsRef(id=sha(f"C {layer}"), tokens=1000, corpus="self-sampled", ridge=0.01) for layer in layers[1:]
+    )
+    plain = tiny_patch(subject, layers=layers, **{"n_keys": 2, "format_version": 3, "more_statistics": more, **given})
+    keyed = [factors for factors in plain.factors if isinstance(factors, SiteFactors)]
+    return Patch(plain.header, tuple(replace(factors, v=None) for factors in keyed))
 
 
 def tiny_adapter(

@@ -144,23 +144,23 @@ def test_a_nan_score_fails_its_record_alone(
     store: Store, spec: BaseSpec, records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An update that overflows gives NaN: a real one, of one record among others in the group."""
-    term = running._term
+    terms = running._terms
     calls: list[int] = []
 
-    def overflowing(site: Any, patch: Any) -> Any:
+    def overflowing(setting: Any, patch: Any) -> Any:
         calls.append(1)
-        found = term(site, patch)
+        (found,) = terms(setting, patch)
         huge = patch.header.request.subject == "Big Ben"
-        return replace(found, left=found.left.sign() * 3e38) if huge else found
+        return [replace(found, left=found.left.sign() * 3e38) if huge else found]
 
-    monkeypatch.setattr(running, "_term", overflowing)
+    monkeypatch.setattr(running, "_terms", overflowing)
     done = bench(store, spec, records)
     (failed,) = [result for result in store.bench_results(done.run.id) if result.status == "failed"]
     assert (failed.position, failed.error_kind) == (2, "ComputeError")
     assert "log-probability" in str(failed.error)
     assert done.scored == 5
     assert len(calls) == 12  # together first, then one by one
-    monkeypatch.setattr(running, "_term", term)
+    monkeypatch.setattr(running, "_terms", terms)
     assert bench(store, spec, records).scored == 0
     retried = bench(store, spec, records, retry=True)
     assert (retried.resumed, retried.scored, retried.run.failed) == (5, 1, 0)

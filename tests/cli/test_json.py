@@ -11,7 +11,7 @@ from typing import Any
 from adapter_folders import save_adapter
 from calling import CHECKOUT, QUICK, TOWER, Run, put, read
 from pico import save_pico
-from tiny_patches import tiny_adapter, tiny_patch
+from tiny_patches import tiny_adapter, tiny_patch, tiny_solved
 
 from rompatch.apply.checkpoint import stored_tensors
 from rompatch.cli.reference import all_commands
@@ -104,10 +104,10 @@ def test_create_and_what_follows(run: Run, pico_folder: Path, place: Path) -> No
     (place / "suite.json").write_text(json.dumps(suite | {"prompts": [prompt]}))
     one = ("verify", made["id"], "--in-stack", "--suite", place / "suite.json", "--min-ns", 90, "--json")
     check("rompatch verify", verified, read(run(*one, code=3)))
-    adapter = put(tiny_adapter(), place)
     shown = read(run("show", made["id"], "--json"))
     imported = {"at": "t", "stack": "main", "revision": 1, "author": "ann"}
-    check("rompatch show", shown, shown | {"imported": imported}, read(run("show", adapter, "--json")))
+    others = [read(run("show", put(patch, place), "--json")) for patch in (tiny_adapter(), tiny_solved("Spread"))]
+    check("rompatch show", shown, shown | {"imported": imported}, *others)
     check("rompatch status", read(run("status", "--json")))
     check("rompatch generate", read(run("generate", "Rome", "--compare", "--max-new-tokens", 2, "--json")))
     check("rompatch blame", read(run("blame", "The Eiffel Tower is in", "--target", "Rome", "--json")))

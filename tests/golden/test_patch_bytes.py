@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from tiny_patches import tiny_adapter, tiny_patch
+from tiny_patches import tiny_adapter, tiny_patch, tiny_solved
 
 from rompatch import patchfile
 from rompatch.patch import canonical_json
@@ -19,6 +19,8 @@ GOLDEN_ID = "ac48825e4eb0de719db4c527ea7a38248c3dacd95411431be2ca00cad715cd2a"
 GOLDEN_SHA256 = "a998ae16052a647e1f101bbaab25a39a25a1d9a65d49b05de5860b74d2cd9b5d"
 ADAPTER_ID = "b0cc86a545519e348f00812a9e865a33f3f650bddaf8ae63b7be75326909eb4d"
 ADAPTER_SHA256 = "e0a48210a1e82a9a00c2aebbe5cf71bfb6c207e181b105ecc92245cb49f618f8"
+SOLVED_ID = "0cd0d26beca8357bf9dbf24ce16cfc26ca794c4ba8b019503e684d17e76cdcf0"
+SOLVED_SHA256 = "2d9921a4127eee3eb05097a13241be8a858fa760fa5f0b55ad66871333051e22"
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 
 
@@ -54,6 +56,18 @@ def test_an_adapter_s_file_is_what_the_page_says() -> None:
     assert '"request"' not in metadata
     tensors = {name: array.tolist() for name, array in patch.named_tensors().items()}
     assert file_by_the_page(metadata, tensors) == (patchfile.to_bytes(patch), patch.id)
+
+
+def test_a_fixed_solved_patch_has_the_pinned_bytes_and_id() -> None:
+    patch = tiny_solved()
+    data = patchfile.to_bytes(patch)
+    assert patch.id == SOLVED_ID
+    assert hashlib.sha256(data).hexdigest() == SOLVED_SHA256
+    again = patchfile.from_bytes(data)
+    assert again == patch
+    assert patchfile.to_bytes(again) == data
+    tensors = {name: array.tolist() for name, array in patch.named_tensors().items()}
+    assert file_by_the_page(canonical_json(patch.header.to_json()), tensors) == (data, patch.id)
 
 
 def test_the_file_of_the_first_release_is_still_read() -> None:

@@ -165,6 +165,24 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         with_metadata(lambda m: (m.pop("request"), m.update(title=7, format_version=2))),
         "title is no text",
     ),
+    "a fact said to be solved": (
+        with_metadata(lambda m: m.update(format_version=3)),
+        "statistics for each of its sites",
+    ),
+    "a fact with more statistics": (
+        with_metadata(lambda m: m.update(more_statistics=[m["statistics"]])),
+        "statistics for each of its sites",
+    ),
+    "a solved one with the tensors of a fact": (
+        with_metadata(lambda m: m.update(format_version=3, more_statistics=[m["statistics"]])),
+        "no site explains",
+    ),
+    "more statistics an empty list": (with_metadata(lambda m: m.update(more_statistics=[])), "canonical spelling"),
+    "more statistics a number": (with_metadata(lambda m: m.update(more_statistics=7)), "does not describe"),
+    "more statistics with a text as ridge": (
+        with_metadata(lambda m: m.update(format_version=3, more_statistics=[{**m["statistics"], "ridge": "a"}])),
+        "more_statistics[0].ridge",
+    ),
     "NaN": (with_number(float("nan")), "NaN or infinity"),
     "infinity": (with_number(float("-inf")), "NaN or infinity"),
 }

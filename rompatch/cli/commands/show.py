@@ -42,11 +42,20 @@ def show_command(settings: Settings, name: str, as_json: bool) -> None:
         settings.reporter().note(f"not verified yet: `rompatch verify {found.record.short_id}`")
 
 
+def _statistics(header: PatchHeader) -> list[tuple[str, str]]:
+    """The key statistics of each site, in the order of the weights."""
+    if header.statistics is None:
+        return [("statistics", "none")]
+    return [
+        ("statistics", f"{one.corpus}, {one.tokens:,} tokens ({one.id[:12]})")
+        for one in (header.statistics, *header.more_statistics)
+    ]
+
+
 def _about(found: Details) -> list[tuple[str, str | None]]:
     from rompatch.workflows.provenance import is_expired
 
     record, header = found.record, found.record.header
-    statistics = header.statistics
     lines: list[tuple[str, str | None]] = [
         ("patch", record.id),
         ("active", "yes" if found.active else "no"),
@@ -60,12 +69,7 @@ def _about(found: Details) -> list[tuple[str, str | None]]:
         ("method", f"{header.method}, seed {header.seed}, {render.counted(len(header.contexts), 'context')}"),
         ("settings", ", ".join(f"{name} {value}" for name, value in sorted(header.hparams.items()))),
         ("start", "document separator before every prompt" if header.document_start else "bare prompts"),
-        (
-            "statistics",
-            "none"
-            if statistics is None
-            else f"{statistics.corpus}, {statistics.tokens:,} tokens ({statistics.id[:12]})",
-        ),
+        *_statistics(header),
         *measured_lines(record),
         ("made", f"{render.moment(record.created_at)} UTC" + (f" by {record.author}" if record.author else "")),
         ("imported", None if found.imported is None else _imported(found.imported)),
