@@ -82,7 +82,8 @@ def low_rank_added(module: nn.Module, left: torch.Tensor, right: torch.Tensor) -
     """While the context lasts *module* computes W x + L R x: left (d_out, r), right (r, d_in)."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + args[0] @ right.T.to(args[0]) @ left.T.to(args[0])
+        edited: torch.Tensor = output + args[0] @ right.T.to(args[0]) @ left.T.to(args[0])
+        return edited
 
     handle = module.register_forward_hook(hook)
     try:

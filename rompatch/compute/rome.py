@@ -47,7 +47,8 @@ def joint_left(residuals: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
     """R^T G^-1 with G_ij = u_i^T k_j: the left factor of the least change that gives every key its residual, in the
     metric of C^-1; the right one is U. Equal residuals make it of rank one.
     (n_keys, d_out), (n_keys, d_in), (n_keys, d_in) -> (d_out, n_keys)"""
-    return torch.linalg.solve((rows @ keys.T).T, residuals).T
+    left: Tensor = torch.linalg.solve((rows @ keys.T).T, residuals).T
+    return left
 
 
 def spread_share(goal: Tensor, stream: Tensor, n_sites: int) -> Tensor:

@@ -18,7 +18,6 @@ from rompatch.patch import (
     LOW_RANK_NAMES,
     SOLVED_NAMES,
     SOLVED_VERSION,
-    TENSOR_NAMES,
     Array,
     Factors,
     LowRankFactors,
@@ -84,8 +83,10 @@ def factors_from(header: PatchHeader, arrays: Mapping[str, Array]) -> tuple[Fact
     sites = range(len(header.sites))
     if header.format_version == ADAPTER_VERSION:
         return tuple(LowRankFactors(**{name: arrays[f"site.{n}.{name}"] for name in LOW_RANK_NAMES}) for n in sites)
-    names = SOLVED_NAMES if header.format_version == SOLVED_VERSION else TENSOR_NAMES
-    return tuple(SiteFactors(**{"v": None, **{name: arrays[f"site.{n}.{name}"] for name in names}}) for n in sites)
+    return tuple(
+        SiteFactors(v=arrays.get(f"site.{n}.v"), **{name: arrays[f"site.{n}.{name}"] for name in SOLVED_NAMES})
+        for n in sites
+    )
 
 
 def container_header(metadata: str, shapes: Shapes) -> bytes:

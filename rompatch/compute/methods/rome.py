@@ -276,7 +276,7 @@ def _finish(
     value: OptimisedValue,
     seconds: Mapping[str, float],
     facts: Mapping[str, Any],
-) -> Computation:
+) -> Computation | ComputeError:
     """The patch of one request, and what was measured."""
     watch = Stopwatch(dict(seconds))
     try:
