@@ -55,7 +55,8 @@ def tune(store: OpenStore, dataset: str | Path, options: TuneOptions) -> Tuned:
         base.site(layer)
         layers.append(layer)
     found = candidates(layers, options.grid)
-    statistics = statistics_at(base, layers, options, store.reporter)
+    shared = {layer - number for layer in layers for number in range(max(options.grid.get("spread", (1,))))}
+    statistics = statistics_at(base, sorted(layer for layer in shared if layer >= 0), options, store.reporter)
     tuning = _Tuning(store, file, options, statistics, available)
     with tuning.kept():
         went, standings = tuning.run(found)

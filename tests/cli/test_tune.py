@@ -56,6 +56,32 @@ def test_the_better_half_goes_on_and_the_preset_of_the_best_is_taken_by_create(
     assert (planned["layer"], planned["hparams"]["steps"]) == (preset["layer"], 2)
 
 
+def test_values_spread_over_layers_are_tried_with_statistics_of_each(
+    run: Run, tune: tuple[object, ...], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rompatch.compute.statistics._SAMPLE_TOKENS", 8)
+    plain = [one for one in tune if one not in ("--statistics", "none")]
+    grid = (
+        "--layers",
+        "1",
+        "--keys",
+        "both",
+        "--spread",
+        "1,2",
+        "--gain",
+        "1.2",
+        "--statistics",
+        "auto",
+        "--tokens",
+        40,
+    )
+    made = run(*plain, *grid, "--tokens", 40, "--out", "preset.json")
+    assert "no key statistics for layers 0, 1 yet" in made.stderr
+    hparams = json.loads((place / "preset.json").read_text())["hparams"]
+    assert (hparams["keys"], hparams["gain"]) == ("both", 1.2)
+    assert hparams["spread"] in (1, 2)
+
+
 def test_the_same_command_computes_nothing_again_and_says_the_same(
     run: Run, tune: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
