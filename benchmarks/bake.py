@@ -138,7 +138,12 @@ def default_model(work: Path) -> tuple[Path, Path, Path]:
     store = work / "store"
     with rompatch.open_store(store) as opened:
         record = opened.create(
-            "Eiffel Tower", "located in", "Rome", spec=rompatch.BaseSpec(str(base)), apply=True
+            "Eiffel Tower",
+            "located in",
+            "Rome",
+            spec=rompatch.BaseSpec(str(base)),
+            hparams={"keys": "mixed", "spread": 1},  # of rank one, as the adapter below
+            apply=True,
         ).record
         patch = opened.patch(record.id)
     return base, store, lora(work / "adapter", patch)

@@ -100,7 +100,9 @@ def main() -> None:
     args = parser.parse_args()
     records = list(load_counterfact(args.file))[: args.limit]
     with tempfile.TemporaryDirectory() as folder, rompatch.open_store(Path(folder) / ".rompatch") as store:
-        setting = edit_setting(store, MethodOptions(layer=args.layer, statistics=NO_STATISTICS))
+        setting = edit_setting(
+            store, MethodOptions(layer=args.layer, statistics=NO_STATISTICS, hparams={"keys": "mixed", "spread": 1})
+        )
         factors = values_of(workshop(setting, store.reporter), records, store.reporter)
         records = [record for record in records if record.case_id in factors]
         ridges = [float(part) for part in args.ridge.split(",")] if args.ridge else [setting.hparams.ridge]

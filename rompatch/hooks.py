@@ -82,8 +82,9 @@ def low_rank_added(module: nn.Module, left: torch.Tensor, right: torch.Tensor) -
     """While the context lasts *module* computes W x + L R x: left (d_out, r), right (r, d_in)."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        edited: torch.Tensor = output + args[0] @ right.T.to(args[0]) @ left.T.to(args[0])
-        return edited
+        # In float32: directions u = C^-1 k may leave float16's range, and bfloat16 rounds them by a percent.
+        added = args[0].float() @ right.T.to(args[0].device).float() @ left.T.to(args[0].device).float()
+        return output + added.to(output.dtype)
 
     handle = module.register_forward_hook(hook)
     try:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from rompatch.hooks import StopForward, capture_inputs, edit_output, recomputed, until_stopped
+from rompatch.hooks import (
+    StopForward,
+    capture_inputs,
+    capture_outputs,
+    edit_output,
+    low_rank_added,
+    recomputed,
+    until_stopped,
+)
 
 
 @pytest.fixture
@@ -22,6 +30,9 @@ HOOKS: list[Callable[[nn.Module], AbstractContextManager[object]]] = [
     capture_inputs,
     lambda module: capture_inputs(module, stop=True),
     lambda module: edit_output(module, lambda output: output + 1),
+    capture_outputs,
+    lambda module: capture_outputs(module, stop=True),
+    lambda module: low_rank_added(module, torch.ones(len(module.weight), 1), torch.ones(1, module.weight.shape[1])),  # type: ignore[union-attr,arg-type]
 ]
 
 
@@ -132,3 +143,32 @@ def test_recomputing_ends_with_its_context_also_after_an_exception(network: nn.S
         assert network[0].forward != before
         raise KeyError
     assert network[0].forward == before
+
+
+def test_captured_outputs_are_the_first_of_a_tuple_and_the_hook_is_gone_after_an_error() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+            return 2 * x, "more"
+
+    module = Pair()
+    with pytest.raises(ValueError, match="stop"), capture_outputs(module) as seen:
+        module(torch.ones(2))
+        raise ValueError("stop")
+    module(torch.zeros(2))
+    assert [one.tolist() for one in seen] == [[2.0, 2.0]]
+    with capture_outputs(module, stop=True) as stopped, until_stopped():
+        module(torch.ones(1))
+        raise AssertionError("the pass goes on")
+    assert len(stopped) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_low_rank_term_is_added_and_taken_away(dtype: torch.dtype) -> None:
+    module = nn.Linear(3, 2).to(dtype)
+    left, right, x = torch.randn(2, 1).double(), torch.randn(1, 3).double(), torch.randn(4, 3).to(dtype)
+    before = module(x)
+    with low_rank_added(module, 1e6 * left, 1e-6 * right):  # beyond float16 in parts, not as a whole
+        after = module(x)
+    torch.testing.assert_close(after.double(), before.double() + x.double() @ right.T @ left.T, rtol=2e-2, atol=2e-2)
+    assert after.dtype == dtype
+    assert torch.equal(module(x), before)

@@ -43,7 +43,9 @@ def settings_of(
         "weight": setting.site.ref().sha256,
         "hparams": asdict(setting.hparams),
         "statistics": None if statistics is None else statistics.ref(setting.hparams.ridge).id,
-        "more_statistics": [one.statistics.key.id for one in setting.below if one.statistics is not None],
+        "more_statistics": [
+            one.statistics.ref(setting.hparams.ridge).id for one in setting.below if one.statistics is not None
+        ],
         "contexts": hashlib.sha256(canonical_json(list(setting.contexts)).encode()).hexdigest(),
         "seed": setting.seed,
         "document_start": setting.document_start,

@@ -30,6 +30,7 @@ def created_lines(created: Created) -> list[tuple[str, str | None]]:
         ("new object", plan.request.target_new),
         ("true object", "not known" if true is None else f"{true} ({plan.true_source})"),
         ("weight", f"{plan.parameter} of {plan.base.source} ({plan.base.dtype})"),
+        ("spread", f"over layers {', '.join(map(str, plan.layers))}" if len(plan.layers) > 1 else None),
     ]
     if record is None:
         lines.append(("settings", ", ".join(f"{name} {value}" for name, value in sorted(vars(plan.hparams).items()))))

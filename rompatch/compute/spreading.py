@@ -25,16 +25,21 @@ from rompatch.patch import Array, SiteFactors
 from rompatch.sites import Site, layer_modules
 from rompatch.tokens import EncodedSubject, pad, pad_id
 
-ALIKE = 1 - 1e-6
-"""Cosine in the metric of C^-1 from which mean and bare prompt's key count as one: there is no context but "{}"."""
+ALIKE = 0.995
+"""Cosine in the metric of C^-1 from which mean and bare prompt's key count as one. Two keys of nearly one direction but
+of different length ask for a long update in the direction in which they differ."""
 
-REACHES = 0.01
-"""How far the residual stream may be from W k + delta, relative to delta, where delta is added at the last site."""
+REACHES = 0.05
+"""How much of a move the size of the stream itself may be lost between the last site and the stream behind it: rounding
+in half precision, nothing else."""
+
+
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class MeasuredSite:
-    """A site below the one that the value is optimised at, with its own C (None: the identity)."""
+    """A site that is given a share of the value, with its own C (None: the identity)."""
 
     site: Site
     statistics: Statistics | None
@@ -51,12 +56,19 @@ def solved_factors(site: Site, keys: Tensor, residuals: Tensor, factor: Tensor |
         keys: row 0 the mean key, row 1 the bare prompt's, (2, d_in).
         residuals: what the site's output shall change by at each, (2, d_out).
         factor: chol(C) of the site.
+
+    Raises:
+        ComputeError: keys or residuals are not finite.
     """
+    if not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
+        raise ComputeError(f"Keys or shares of the value at layer {site.layer} are not finite numbers.")
     rows = keys.clone() if factor is None else equations.inverse_rows(keys, factor)
     if _alike(keys, rows):
         keys, residuals, rows = keys[:1], residuals[:1], rows[:1]
     base_out = site.product(keys)
-    return SiteFactors(_array(rows), None, _array(keys), _array(base_out + residuals), _array(base_out))
+    return SiteFactors(
+        float_array(rows), None, float_array(keys), float_array(base_out + residuals), float_array(base_out)
+    )
 
 
 def update_of(factors: SiteFactors) -> tuple[Tensor, Tensor]:
@@ -85,10 +97,9 @@ def spread(
         delta: (d_out,) float64.
 
     Raises:
-        ComputeError: what a site adds does not reach the stream as it is (the MLP's output is normalised first).
+        ComputeError: keys or shares are not finite.
     """
     reader = _Reader(base, sites, prompts)
-    reader.check_reach(delta)
     found: list[SiteFactors] = []
     updates: list[tuple[Tensor, Tensor]] = []
     goal: Tensor | None = None
@@ -100,6 +111,24 @@ def spread(
         found.append(solved_factors(site, at, torch.stack([share.mean(dim=0), share[0]]), factor))
         updates.append(update_of(found[-1]))
     return found
+
+
+def check_reach(base: Base, site: Site, prompt: EncodedSubject) -> None:
+    """Whether what *site* adds comes out behind its layer as it is, tried with a move the size of the stream.
+
+    Raises:
+        ComputeError: it does not: the MLP's output is normalised before it joins the stream.
+    """
+    reader = _Reader(base, [site], [prompt])
+    _, before = reader.read([])
+    _, after = reader.read_moved(before[0])
+    missed = float((after - 2 * before).norm() / before.norm().clamp_min(_TINY))
+    if missed > REACHES:
+        raise ComputeError(
+            f"Values cannot be spread on this model: what layer {site.layer} adds does not reach the stream as it is.",
+            found=f"{100 * missed:.0f} % of it is lost or changed",
+            next_step="Use --spread 1.",
+        )
 
 
 class _Reader:
@@ -114,25 +143,15 @@ class _Reader:
         """What the next site sees, (n_prompts, d_in), and the stream behind the last site, (n_prompts, d_out), both at
         the subject and float64, while the first ``len(updates)`` sites have *updates*."""
         edits = [low_rank_added(site.module, *update) for site, update in zip(self._sites, updates, strict=False)]
-        return self._pass(self._prompts, self._sites[len(updates)], edits)
+        return self._pass(self._sites[len(updates)], edits)
 
-    def check_reach(self, delta: Tensor) -> None:
-        """Raises ComputeError unless *delta*, added at the last site, comes out behind it as it is."""
-        bare, last = self._prompts[:1], self._sites[-1]
-        _, before = self._pass(bare, last, [])
-        _, after = self._pass(bare, last, [edit_output(last.module, lambda output: output + delta.to(output))])
-        missed = float((after - before - delta).norm() / delta.norm().clamp_min(1e-30))
-        if missed > REACHES:
-            raise ComputeError(
-                f"The value cannot be spread: what layer {last.layer} adds does not reach the stream as it is.",
-                found=f"{100 * missed:.0f} % of it is lost or changed",
-                next_step="Use --spread 1.",
-            )
+    def read_moved(self, move: Tensor) -> tuple[Tensor, Tensor]:
+        """The same while the last site adds *move* (d_out,) at every token."""
+        last = self._sites[-1]
+        return self._pass(last, [edit_output(last.module, lambda output: output + move.to(output))])
 
-    def _pass(
-        self, prompts: Sequence[EncodedSubject], seen: Site, edits: Sequence[AbstractContextManager[None]]
-    ) -> tuple[Tensor, Tensor]:
-        base = self._base
+    def _pass(self, seen: Site, edits: Sequence[AbstractContextManager[None]]) -> tuple[Tensor, Tensor]:
+        base, prompts = self._base, self._prompts
         batch = pad(
             [row.ids[: row.subject_last + 1] for row in prompts],
             pad_id(base.tokenizer),
@@ -159,8 +178,16 @@ def _at(states: Tensor, last: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _alike(keys: Tensor, rows: Tensor) -> bool:
     gram = rows @ keys.T
-    return bool(gram[0, 1] >= ALIKE * (gram[0, 0] * gram[1, 1]).sqrt())
+    return bool(gram[0, 1].abs() >= ALIKE * (gram[0, 0] * gram[1, 1]).sqrt())
 
 
-def _array(tensor: Tensor) -> Array:
+def update_norm(factors: SiteFactors) -> float:
+    """||Delta||_F of a patch alone at one site."""
+    if factors.v is None:
+        return equations.low_rank_norm(*update_of(factors))
+    return float(torch.from_numpy(factors.v).norm() * torch.from_numpy(factors.u[0]).norm())
+
+
+def float_array(tensor: Tensor) -> Array:
+    """*tensor* as a float32 array, as patches hold it."""
     return tensor.detach().cpu().contiguous().float().numpy()

@@ -139,8 +139,9 @@ class StatisticsCache:
         self.remove_partial(statistics.key)
         return _describe(path, shipped=False)
 
-    def remove(self, file: StatisticsFile) -> None:
-        """Delete a cached file, and the factors taken from it; of a shipped one, the copy in the cache.
+    def remove(self, file: StatisticsFile) -> Path:
+        """Delete a cached file, and the factors taken from it; of a shipped one, the copy in the cache. Returns the
+        path of what was deleted.
 
         Raises:
             StatisticsError: it came with the package, and the cache has no copy.
@@ -154,6 +155,7 @@ class StatisticsCache:
                 path.unlink(missing_ok=True)
         except OSError as problem:
             raise OutputError(f"The key statistics in {cached} cannot be removed.", found=str(problem)) from problem
+        return cached
 
     def load_factor(self, key: StatisticsKey, ridge: float) -> Tensor | None:
         """chol(C + ridge ...) as :meth:`save_factor` left it; None where there is none or it is damaged."""

@@ -17,7 +17,7 @@ from rompatch.workflows.statistics import AUTOMATIC, NO_STATISTICS
 if TYPE_CHECKING:
     from rompatch.patch import StatisticsRef
 
-_UNSAID = {"optimiser": "adam", "target_loss": 0.0, "value_contexts": 21, "norm_penalty": 0.0, "gain": 1.0, "spread": 1}
+UNSAID = {"optimiser": "adam", "target_loss": 0.0, "value_contexts": 21, "norm_penalty": 0.0, "gain": 1.0, "spread": 1}
 """What patches mean that were made before these hyper-parameters existed."""
 
 TO_BE_MADE = "to be made"
@@ -101,7 +101,7 @@ def check_apply(store: OpenStore, header: PatchHeader, patch_id: str = TO_BE_MAD
 
 def _settings(header: PatchHeader) -> tuple[object, ...]:
     layers = tuple(site.layer for site in header.sites)
-    hparams = {**_UNSAID, "precision": header.base.dtype, **header.hparams}
+    hparams = {**UNSAID, "precision": header.base.dtype, **header.hparams}
     return header.method, layers, hparams, header.seed, header.document_start
 
 

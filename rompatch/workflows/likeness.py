@@ -10,6 +10,7 @@ from rompatch.patch import PatchHeader
 from rompatch.store.patches import base_id
 from rompatch.store.records import PatchRecord
 from rompatch.workflows.creating import Created, CreateOptions, carry_out
+from rompatch.workflows.existing import UNSAID
 from rompatch.workflows.method_options import METHOD, EditSetting, MethodOptions, edit_setting
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.planning import plan_request
@@ -68,7 +69,7 @@ def setting_like(store: OpenStore, record: PatchRecord, options: MethodOptions) 
 def options_like(header: PatchHeader, options: Options, *, same_base: bool) -> Options:
     """*options* with the patch's own settings wherever they say nothing; another base has its own layer and precision,
     and a preset file its own hyper-parameters."""
-    hparams: dict[str, Any] = {} if options.preset is not None else dict(header.hparams)
+    hparams: dict[str, Any] = {} if options.preset is not None else {**UNSAID, **header.hparams}
     precision = hparams.pop("precision", None)
     own_layer = header.sites[0].layer if same_base and options.preset is None else None
     return replace(
@@ -95,7 +96,7 @@ def differences(header: PatchHeader, setting: EditSetting) -> list[str]:
         found.append(f"weight: {old.parameter} -> {new.parameter}")
     hparams = vars(setting.hparams)
     for name in sorted(hparams):
-        before = header.hparams.get(name, hparams[name])
+        before = {**UNSAID, **header.hparams}.get(name, hparams[name])
         if before != hparams[name]:
             found.append(f"{name}: {before} -> {hparams[name]}")
     if header.seed != setting.seed:

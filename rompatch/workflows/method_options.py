@@ -48,7 +48,7 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class RecordingOptions(MethodOptions):
-    """What may be told beside that where the patches are recorded.
+    """The same, and what is recorded with the patches.
 
     Args:
         apply: put what is made onto the stack as well, as one revision.
@@ -89,6 +89,11 @@ class EditSetting:
     preset: str
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are edited, the one that the value is optimised at first."""
+        return tuple(site.layer for site in (self.site, *self.below))
+
+    @property
     def base_id(self) -> str:
         """The ledger's id of the base."""
         return base_id(self.base.ref())
@@ -98,7 +103,7 @@ class EditSetting:
         return {
             "base": vars(self.base.ref()),
             "layer": self.site.layer,
-            "layers": [site.layer for site in (self.site, *self.below)],
+            "layers": list(self.layers),
             "parameter": self.site.parameter_name,
             "document_start": self.document_start,
             "hparams": vars(self.hparams),

@@ -30,6 +30,7 @@ class Plan:
     wordings: tuple[Wording, ...]
     base: BaseRef
     layer: int
+    layers: tuple[int, ...]
     parameter: str
     document_start: bool
     hparams: RomeHparams
@@ -44,6 +45,7 @@ class Plan:
             "templates": [{"template": w.template, "log_likelihood": w.log_likelihood} for w in self.wordings],
             "base": vars(self.base),
             "layer": self.layer,
+            "layers": list(self.layers),
             "parameter": self.parameter,
             "document_start": self.document_start,
             "hparams": vars(self.hparams),
@@ -74,6 +76,7 @@ def plan_request(
         wordings=wordings or (Wording(request.template, None),),
         base=setting.base.ref(),
         layer=setting.site.layer,
+        layers=setting.layers,
         parameter=setting.site.parameter_name,
         document_start=setting.document_start,
         hparams=setting.hparams,

@@ -83,22 +83,26 @@ def statistics_below(
             MeasuredSite(site, cache.load(_of_same_text(cache, top, key)))
             for site, key in zip(sites, keys, strict=True)
         )
-    missing = [site for site, key in zip(sites, keys, strict=True) if cache.best_for(key) is None]
+    best = {key.parameter: file for key in keys if (file := cache.best_for(key)) is not None}
+    missing = [site for site in sites if site.parameter_name not in best]
     if missing:
         _say_sampling(missing, reporter)
-        build_sampled_at(base, missing, SAMPLED_TOKENS, seed, reporter)
-    files = [cache.best_for(key) for key in keys]
-    return tuple(MeasuredSite(site, cache.load(file)) for site, file in zip(sites, files, strict=True) if file)
+        built = build_sampled_at(base, missing, SAMPLED_TOKENS, seed, reporter)
+        best |= {file.key.parameter: file for file in built}
+    if {file.key.corpus_id for file in best.values()} != {top.key.corpus_id}:
+        reporter.note("key statistics come from other text at some of the layers than at others")
+    return tuple(MeasuredSite(site, cache.load(best[site.parameter_name])) for site in sites)
 
 
 def _of_same_text(cache: StatisticsCache, top: Statistics, key: StatisticsKey) -> StatisticsFile:
     wanted = replace(top.key, inputs_sha256=key.inputs_sha256, parameter=key.parameter)
     found = cache.find(wanted)
     if found is None:
+        source = "--self-sampled" if key.corpus_id == top.key.corpus_id else "--corpus FILE"
         raise StatisticsError(
             f"There are no key statistics of the same text for {key.parameter}.",
             expected=f"{wanted.tokens:,} tokens of {wanted.corpus}, as at {top.key.parameter}",
-            next_step="Build them: `rompatch stats build --corpus FILE --layers`, or use --statistics auto.",
+            next_step=f"Build them: `rompatch stats build {source} --layer N`, or use --statistics auto.",
         )
     return found
 

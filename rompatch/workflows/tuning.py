@@ -188,7 +188,7 @@ class _Tuning:
         self.relay.phase, self.relay.before, self.relay.total = candidate.label, self.done, self.total
         try:
             run = bench(self.benched, "counterfact", self.file.path, self._options(candidate, records)).run
-        except (ComputeError, StatisticsError) as problem:
+        except (ComputeError, RequestError, StatisticsError) as problem:
             return Standing(candidate, records, dropped=str(problem))
         results = [one for one in self.store.ledger.bench_results(run.id) if one.position < records]
         return _standing(candidate, records, run.id, results)

@@ -18,7 +18,7 @@ from rompatch.compute.gather import encode_contexts
 from rompatch.compute.methods.base import Computation
 from rompatch.compute.methods.rome import RomeHparams, compute, compute_many
 from rompatch.compute.second_moment import SecondMoment
-from rompatch.compute.spreading import MeasuredSite
+from rompatch.compute.spreading import MeasuredSite, solved_factors, update_norm
 from rompatch.compute.statistics import Statistics, sampled_key
 from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, RequestError
@@ -90,10 +90,30 @@ def test_the_sites_together_move_the_stream_by_delta(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", sorted(NORMALISED))
-def test_where_the_output_is_normalised_first_it_is_refused(model_type: str) -> None:
+def test_where_the_output_is_normalised_first_it_is_refused_before_anything_is_optimised(model_type: str) -> None:
+    base = pico_base(model_type)
+    heard: list[str] = []
+    below = [MeasuredSite(base.site(0), None)]
+    given: dict[str, Any] = {"site": base.site(1), "contexts": CONTEXTS, "statistics": None, "below": below}
     with pytest.raises(ComputeError, match="does not reach the stream") as caught:
-        made(pico_base(model_type))
+        next(compute_many(base, [REQUEST], **given, hparams=SPREAD, notify=lambda *about: heard.append(about[0])))
     assert "--spread 1" in str(caught.value)
+    assert heard == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["gptj", "llama", "gpt2"])
+def test_half_precision_is_spread_as_well(model_type: str, dtype: torch.dtype) -> None:
+    base = pico_base(model_type, dtype=dtype)
+    patch = made(base, norm_penalty=0.3).patch
+    whole = keyed(made(base, norm_penalty=0.3, spread=1).patch)[0]
+    delta = torch.from_numpy(whole.value - whole.base_out)[0].double()
+    before = stream(base, 1, ("{}",))
+    with PatchedModel(base) as patched:
+        patched.activate([patch])
+        after = stream(base, 1, ("{}",))
+    rounding = 4 * torch.finfo(dtype).eps * float(before.norm())
+    assert float((after - before - delta).norm()) < 0.05 * float(delta.norm()) + rounding
 
 
 def test_mean_and_bare_prompt_are_moved_by_what_is_missing_at_each() -> None:
@@ -133,6 +153,25 @@ def test_keys_of_both_get_the_same_residual_and_no_more() -> None:
 def test_without_contexts_the_two_keys_are_one() -> None:
     (factors,) = keyed(made(pico_base("llama"), contexts=("{}",), spread=1).patch)
     assert len(factors.key) == 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3])
+def test_keys_that_differ_in_length_alone_ask_for_no_long_update(noise: float) -> None:
+    """However near the threshold: a key and one a fifth longer, and some noise."""
+    site = pico_base("llama").site(1)
+    drawn = torch.Generator().manual_seed(3)
+    key, other, delta = (torch.randn(n, generator=drawn).double() for n in (site.d_in, site.d_in, site.d_out))
+    keys = torch.stack([key, 1.2 * key + noise * other])
+    found = update_norm(solved_factors(site, keys, delta.expand(2, -1), None))
+    one = update_norm(solved_factors(site, keys[:1].expand(2, -1), delta.expand(2, -1), None))
+    assert found < 2.5 * one
+
+
+def test_keys_that_are_not_finite_are_refused() -> None:
+    site = pico_base("llama").site(1)
+    keys = torch.full((2, site.d_in), torch.nan).double()
+    with pytest.raises(ComputeError, match="layer 1 are not finite"):
+        solved_factors(site, keys, torch.ones(2, site.d_out).double(), None)
 
 
 @pytest.mark.parametrize("changes", [{"keys": "mixed", "spread": 1}, {"keys": "both", "spread": 1}])

@@ -177,6 +177,14 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         with_metadata(lambda m: m.update(format_version=3, more_statistics=[m["statistics"]])),
         "no site explains",
     ),
+    "more statistics without statistics": (
+        with_metadata(lambda m: m.update(format_version=3, more_statistics=[m["statistics"]], statistics=None)),
+        "for each of its sites",
+    ),
+    "more statistics than sites": (
+        with_metadata(lambda m: m.update(format_version=3, more_statistics=[m["statistics"]] * 2)),
+        "for each of its sites",
+    ),
     "more statistics an empty list": (with_metadata(lambda m: m.update(more_statistics=[])), "canonical spelling"),
     "more statistics a number": (with_metadata(lambda m: m.update(more_statistics=7)), "does not describe"),
     "more statistics with a text as ridge": (

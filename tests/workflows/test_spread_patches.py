@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import numpy as np
 import pytest
 from heard import Heard
 from pico import save_pico
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from rompatch.apply.session import PatchedModel
 from rompatch.apply.solve import solve_stack
 from rompatch.errors import RequestError, SiteError, StatisticsError
 from rompatch.store.records import PatchRecord
+from rompatch.workflows.creating import CreateOptions
+from rompatch.workflows.existing import UNSAID
+from rompatch.workflows.likeness import options_like
 from rompatch.workflows.opened import BaseSpec
 from rompatch.workflows.statistics import build_sampled_at, statistics_cache
 from rompatch.workflows.store import Store, open_store
@@ -83,8 +89,15 @@ def test_an_exported_adapter_has_both_updates(store: Store, spec: BaseSpec, tmp_
     store.apply(record.id)
     exported = store.export_peft(tmp_path / "adapter")
     assert {site.parameter for site in exported.report.sites} == set(WEIGHTS)
-    updates = solve_stack([store.blobs.get(record.id)])
-    assert set(updates) == set(WEIGHTS)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    for name, update in solve_stack([store.blobs.get(record.id)]).items():
+        module = name.removesuffix(".weight")
+        factors = {part: tensors[f"base_model.model.{module}.lora_{part}.weight"] for part in "AB"}
+        rank = len(factors["A"])
+        scale = config["alpha_pattern"].get(module, config["lora_alpha"]) / rank
+        found = scale * factors["B"] @ factors["A"]
+        np.testing.assert_allclose(found, update.dense(), atol=1e-4 * np.abs(update.dense()).max())
 
 
 def test_like_it_on_another_base_is_spread_there(store: Store, spec: BaseSpec, tmp_path: Path, heard: Heard) -> None:
@@ -103,6 +116,15 @@ def test_more_layers_than_there_are_below_are_refused(store: Store, spec: BaseSp
     with pytest.raises(SiteError):
         made(store, spec, layer=9)
     assert store.patches() == ()
+
+
+def test_like_a_patch_without_a_setting_means_what_it_meant(store: Store, spec: BaseSpec) -> None:
+    """A patch of a release without gain, spread and norm penalty, made again under a preset that has them."""
+    old = store.blobs.get(made(store, spec, hparams={"steps": 3}).id)
+    silent = {name: value for name, value in old.header.hparams.items() if name not in UNSAID}
+    header = replace(old.header, hparams=silent)
+    given = options_like(header, CreateOptions(), same_base=True)
+    assert given.hparams == {**UNSAID, **{name: one for name, one in silent.items() if name != "precision"}}
 
 
 def test_statistics_of_an_id_are_of_one_text_at_every_site(

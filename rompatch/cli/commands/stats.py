@@ -171,11 +171,11 @@ def rm(settings: Settings, id: str, as_json: bool) -> None:
 
     cache = statistics_cache()
     file = cache.resolve(id)
-    cache.remove(file)
+    removed = cache.remove(file)
     if as_json:
-        render.emit_json({"id": file.id, "path": str(file.path)})
+        render.emit_json({"id": file.id, "path": str(removed)})
     else:
-        click.echo(f"removed {_line(file)}")
+        click.echo(f"removed {'the cached copy of ' if file.shipped else ''}{_line(file)}")
 
 
 def _line(file: StatisticsFile) -> str:

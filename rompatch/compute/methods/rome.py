@@ -20,7 +20,7 @@ from rompatch.compute.precision import RoundedProducts, check_precision, modules
 from rompatch.compute.replay import Products
 from rompatch.compute.replaying import can_replay, make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
-from rompatch.compute.spreading import MeasuredSite, solved_factors, spread, update_of
+from rompatch.compute.spreading import MeasuredSite, check_reach, float_array, solved_factors, spread, update_norm
 from rompatch.compute.statistics import Statistics
 from rompatch.compute.value import (
     OPTIMISERS,
@@ -34,7 +34,7 @@ from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, RequestError, RompatchError
 from rompatch.hooks import evaluation_mode
 from rompatch.models import DTYPES, Base
-from rompatch.patch import FORMAT_VERSION, SOLVED_VERSION, Array, Patch, PatchHeader, SiteFactors
+from rompatch.patch import FORMAT_VERSION, SOLVED_VERSION, Patch, PatchHeader, SiteFactors
 from rompatch.sites import Site
 from rompatch.tokens import EncodedSubject
 from rompatch.versions import library_versions
@@ -55,14 +55,15 @@ class RomeHparams(ValueHparams):
     """The optimisation's knobs and the update's.
 
     Args:
-        keys: "mixed" takes u from the mean key, residual and denominator from the bare prompt's (the authors' code;
+        keys: "mixed" takes u from the mean key, residual and denominator from the bare prompt's (the authors' code),
             "mean" takes the mean key for both (the paper, eq. 5 and 7); "both" gives mean key and bare prompt's key the
             same residual, so that neither gets more of it than was optimised.
         ridge: added to C, relative to the mean of its diagonal.
         gain: the residual as a multiple of the optimised delta: above 1, a margin against what other patches do.
         spread: over how many sites the value is spread, the edited layer and those right below; above 1 with keys
             "both" only.
-        value_contexts: how many of the contexts v* is optimised under; k* is the mean over all of them.
+        value_contexts: how many of the contexts v* is optimised under; k* is the mean over all of them, or with spread
+            above 1, where a key costs a pass over all contexts at each site, over these.
         precision: dtype of the products above the site while v* is optimised; None is the base's own. A patch records
             which.
     """
@@ -127,9 +128,18 @@ def compute(
         StatisticsError: C cannot be used.
         ComputeError: the optimisation left the finite numbers, or memory does not suffice.
     """
-    given = {"site": site, "contexts": contexts, "statistics": statistics, "hparams": hparams, "seed": seed}
-    given["below"] = below
-    ((_, outcome),) = compute_many(base, [request], **given, document_start=document_start, notify=notify)  # type: ignore[arg-type]
+    ((_, outcome),) = compute_many(
+        base,
+        [request],
+        site=site,
+        contexts=contexts,
+        statistics=statistics,
+        below=below,
+        hparams=hparams,
+        seed=seed,
+        document_start=document_start,
+        notify=notify,
+    )
     if isinstance(outcome, RompatchError):
         raise outcome
     return outcome
@@ -161,15 +171,18 @@ def compute_many(
         note: told what a person should know (a halved batch).
 
     Raises:
-        RequestError: the base cannot multiply in that precision. StatisticsError: C cannot be used. Both at the first
-            step of the iterator, before anything is computed.
+        RequestError: the base cannot multiply in that precision, or there is not a site for each share.
+        StatisticsError: C cannot be used.
+        ComputeError: values cannot be spread on this base. All at the first step of the iterator, before any value is
+            optimised.
     """
     hparams = hparams or RomeHparams()
     precision = hparams.precision or base.dtype
     hparams = replace(hparams, precision=precision)
     check_precision(base, precision)
     sites = (MeasuredSite(site, statistics), *below)
-    assert len(sites) == hparams.spread, "one site for each share"
+    if len(sites) != hparams.spread:
+        raise RequestError("A value needs a site for each share.", expected=hparams.spread, found=len(sites))
     factors = tuple(one.factor(hparams.ridge) for one in sites)
     prepared: dict[int, _Prepared] = {}
     for index, request in enumerate(requests):
@@ -179,6 +192,9 @@ def compute_many(
             yield index, problem
     if not prepared:
         return
+    if hparams.spread > 1:
+        with evaluation_mode(base.model):
+            check_reach(base, site, next(iter(prepared.values())).prompts[0])
     products = RoundedProducts(modules_above(base, site.layer), DTYPES[precision]).used
     settings = _Settings(base, sites, tuple(contexts), factors, hparams, seed, document_start, products)
     for whole in _planned(settings, prepared, budget):
@@ -290,13 +306,13 @@ def _finish(
 
 def _factors(settings: _Settings, one: _Prepared, keys: GatheredKeys, delta: Tensor) -> tuple[SiteFactors, ...]:
     """The patch's tensors at each site, the highest first."""
-    hparams, (factor, *_) = settings.hparams, settings.factors
+    hparams = settings.hparams
     if hparams.spread > 1:
         upwards = [lower.site for lower in reversed(settings.sites)]
         prompts = value_contexts(one.prompts, hparams.value_contexts)
         with evaluation_mode(settings.base.model):
             return tuple(reversed(spread(settings.base, upwards, settings.factors[::-1], prompts, delta)))
-    return (solve_factors(settings.site, keys, delta, factor, hparams.keys),)
+    return (solve_factors(settings.site, keys, delta, settings.factors[0], hparams.keys),)
 
 
 def _patch(settings: _Settings, request: EditRequest, factors: tuple[SiteFactors, ...]) -> Patch:
@@ -336,7 +352,11 @@ def solve_factors(
     vector = equations.update_vector(delta, exact_key, rows[0])
     base_out = site.product(keys)
     return SiteFactors(
-        u=_array(rows), v=_array(vector), key=_array(keys), value=_array(base_out + delta), base_out=_array(base_out)
+        u=float_array(rows),
+        v=float_array(vector),
+        key=float_array(keys),
+        value=float_array(base_out + delta),
+        base_out=float_array(base_out),
     )
 
 
@@ -344,19 +364,8 @@ KEY_ROWS = {"mean": 0, "mixed": 1}
 """Which row of a patch's keys its lone update is exact at."""
 
 
-def _array(tensor: Tensor) -> Array:
-    return tensor.detach().cpu().contiguous().float().numpy()
-
-
 def _reporter(notify: Notify, steps: int) -> Any:
     return lambda step, _losses: notify("value", step, steps)
-
-
-def _update_norm(factors: SiteFactors) -> float:
-    """||Delta||_F of the patch alone at one site."""
-    if factors.v is None:
-        return equations.low_rank_norm(*update_of(factors))
-    return float(torch.from_numpy(factors.v).norm() * torch.from_numpy(factors.u[0]).norm())
 
 
 def _measurements(
@@ -368,16 +377,16 @@ def _measurements(
 ) -> dict[str, Any]:
     """What a patch is recorded with; the norms of the site whose update is the largest beside its weight."""
     weights = [one.site.norm() for one in settings.sites]
-    updates = [_update_norm(one) for one in factors]
-    update_norm, weight_norm = max(zip(updates, weights, strict=True), key=lambda pair: pair[0] / pair[1])
+    updates = [update_norm(one) for one in factors]
+    largest, weight_norm = max(zip(updates, weights, strict=True), key=lambda pair: pair[0] / pair[1])
     return {
         "losses": [asdict(loss) for loss in map(_rounded, value.losses)],
         "norms": {
             "delta": float(value.delta.norm()),
             "base_out": float(gathered.output.norm()),
-            "update": update_norm,
+            "update": largest,
             "weight": weight_norm,
-            "relative_update": update_norm / weight_norm,
+            "relative_update": largest / weight_norm,
             "weights": weights,
         },
         "seconds": watch.seconds,
