@@ -84,7 +84,8 @@ def low_rank_added(module: nn.Module, left: torch.Tensor, right: torch.Tensor) -
     def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         # In float32: directions u = C^-1 k may leave float16's range, and bfloat16 rounds them by a percent.
         added = args[0].float() @ right.T.to(args[0].device).float() @ left.T.to(args[0].device).float()
-        return output + added.to(output.dtype)
+        edited: torch.Tensor = output + added.to(output.dtype)
+        return edited
 
     handle = module.register_forward_hook(hook)
     try:
