@@ -56,7 +56,8 @@ class SiteForecast:
             keys (an adapter) has no ratio (NaN) but a harm, and nothing that could be harmed.
         residuals: per patch, what the joint solution leaves of its worst constraint, relative; 0 is met exactly, NaN
             is a patch without constraints.
-        condition: condition number of the matrix that is solved, the ridge in it; 1 for a patch alone.
+        condition: condition number of the matrix that is solved, the ridge in it; 1 for a patch alone, whose
+            own keys cannot contradict each other.
         delta_norm: ||Delta_S||_F.
         relative_norm: the same over ||W||_F; None where that is not known.
         rank: of the update.
@@ -169,7 +170,8 @@ def _interference(gram: Matrix, residuals: Matrix) -> tuple[Matrix, Matrix]:
 def _residuals(parts: Sequence[Constraints], joined: Constraints, update: SiteUpdate) -> Matrix:
     """Per patch the greatest ||r_i - Delta k_i|| / ||r_i|| over its keys.
 
-    A patch alone is exact at one of its keys only (docs/concepts.md, "Mixed keys"): its least residual is told.
+    A patch of format 1 alone is exact at one of its keys only (docs/concepts.md, "Mixed keys"): the least residual is
+    told of a patch alone.
     """
     left = joined.residuals - (joined.keys @ update.right.T) @ update.left.T
     relative = np.linalg.norm(left, axis=1) / np.maximum(np.linalg.norm(joined.residuals, axis=1), _SMALL)
