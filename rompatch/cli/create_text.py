@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rompatch.cli import render
@@ -30,7 +30,7 @@ def created_lines(created: Created) -> list[tuple[str, str | None]]:
         ("new object", plan.request.target_new),
         ("true object", "not known" if true is None else f"{true} ({plan.true_source})"),
         ("weight", f"{plan.parameter} of {plan.base.source} ({plan.base.dtype})"),
-        ("spread", f"over layers {', '.join(map(str, plan.layers))}" if len(plan.layers) > 1 else None),
+        ("spread", _spread(plan.layers)),
     ]
     if record is None:
         lines.append(("settings", ", ".join(f"{name} {value}" for name, value in sorted(vars(plan.hparams).items()))))
@@ -38,8 +38,15 @@ def created_lines(created: Created) -> list[tuple[str, str | None]]:
         lines += [("exists", other.label) for other in plan.existing]
         return lines
     statistics = record.header.statistics
-    source = "none" if statistics is None else f"{statistics.tokens:,} tokens of {statistics.corpus}"
+    used = () if statistics is None else (statistics, *record.header.more_statistics)
+    sources = dict.fromkeys(f"{one.tokens:,} tokens of {one.corpus}" for one in used)
+    source = ", ".join(sources) or "none"
     return [*lines, *measured_lines(record), ("statistics", source), ("patch", record.id), *_applied(created)]
+
+
+def _spread(layers: Sequence[int]) -> str | None:
+    """Which layers share the value; nothing where it is one."""
+    return f"over layers {', '.join(map(str, layers))}" if len(layers) > 1 else None
 
 
 def measured_lines(record: PatchRecord) -> list[tuple[str, str | None]]:
@@ -80,6 +87,7 @@ def many_text(done: ManyCreated) -> str:
     if done.setting is not None:
         base = done.setting["base"]
         lines.append(("weight", f"{done.setting['parameter']} of {base['source']} ({base['dtype']})"))
+        lines.append(("spread", _spread(done.setting["layers"])))
     meanings = {"planned": "to be made", "repeated": "repeated in the file"}
     for status in ("planned", "made", "existed", "repeated", "failed"):
         count = done.count(status)

@@ -60,7 +60,8 @@ method_options = stacked(
         show_default=True,
         metavar="auto|none|ID",
         group=METHOD,
-        help="Key statistics C: the best at hand, none, or those of `rompatch stats list`.",
+        help="Key statistics C: the best at hand, none, or those of `rompatch stats list`. With --spread an ID is the "
+        "highest layer's; the others' are of the same text and number of tokens.",
     ),
     option("--ridge", type=float, metavar="X", group=METHOD, help="Added to C, relative to its mean diagonal."),
     option(

@@ -12,7 +12,7 @@ from rompatch.workflows import existing, stacking
 from rompatch.workflows.computing import Computed, compute_plans, workshop
 from rompatch.workflows.conflicts import contradictions
 from rompatch.workflows.keeping import keep
-from rompatch.workflows.method_options import EditSetting, RecordingOptions, edit_setting, sound_hparams
+from rompatch.workflows.method_options import EditSetting, RecordingOptions, check_method, edit_setting
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.planning import Plan, plan_fact
 from rompatch.workflows.provenance import checked_expiry
@@ -79,7 +79,7 @@ def create(store: OpenStore, subject: str, relation: str, target: str, options: 
     """
     options = options or CreateOptions()
     fact = Fact(subject, relation, target, options.true, options.prompt)
-    sound_hparams(options.hparams)  # before the model is loaded
+    check_method(options)  # before the model is loaded
     fact.check()
     checked_expiry(options.expires)
     setting = edit_setting(store, options)

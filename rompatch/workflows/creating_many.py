@@ -18,7 +18,7 @@ from rompatch.workflows.failed_lines import write_failed
 from rompatch.workflows.jobs import in_processes
 from rompatch.workflows.many_outcomes import FAILED, MADE, REPEATED, FactOutcome, ManyCreated
 from rompatch.workflows.many_running import CreateManyOptions, make_patches
-from rompatch.workflows.method_options import edit_setting, sound_hparams
+from rompatch.workflows.method_options import check_method, edit_setting
 from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.provenance import checked_expiry
 
@@ -147,7 +147,7 @@ def _applied(store: OpenStore, done: ManyCreated, options: CreateManyOptions) ->
 
 def _check(options: CreateManyOptions) -> None:
     """What can be refused before anything is read."""
-    sound_hparams(options.hparams)
+    check_method(options)
     checked_expiry(options.expires)
     if options.jobs < 1:
         raise RequestError("The number of jobs must be at least 1.", found=options.jobs)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rompatch.errors import RequestError
 from rompatch.patch import PatchHeader
 from rompatch.store.patches import base_id
+from rompatch.workflows.hparams import sound_hparams
 from rompatch.workflows.opened import BaseSpec, OpenStore
 from rompatch.workflows.precision import resolve_precision, wanted_precision
 from rompatch.workflows.statistics import AUTOMATIC
@@ -161,15 +162,14 @@ def sites_below(base: Base, site: Site, spread: int) -> tuple[Site, ...]:
     return tuple(base.site(site.layer - number) for number in range(1, spread))
 
 
-def sound_hparams(given: Mapping[str, Any]) -> RomeHparams:
-    """The hyper-parameters *given*, the method's defaults for the others.
+def check_method(options: MethodOptions) -> None:
+    """What can be refused before a base is loaded: flags and, where one is named, the preset file.
 
     Raises:
-        RequestError: there is no such hyper-parameter, or its value is none.
+        RequestError: the file cannot be used, or a hyper-parameter's value is none.
     """
-    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.workflows.presets import preset_in
 
-    try:
-        return RomeHparams(**given)
-    except TypeError as problem:
-        raise RequestError(f"There is no such hyper-parameter: {problem}.", found=sorted(given)) from problem
+    # A shipped preset is known with the base: what needs the key mode "both" is checked then.
+    hparams = {"keys": "both"} if options.preset is None else preset_in(options.preset).hparams
+    sound_hparams({**hparams, **options.hparams})

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import RequestError
+from rompatch.workflows.hparams import sound_hparams
 
 if TYPE_CHECKING:
     from rompatch.models import Base
@@ -44,7 +45,7 @@ def preset_for(base: Base, path: Path | None = None) -> Preset:
         RequestError: *path* cannot be read, or holds unknown fields.
     """
     if path is not None:
-        return _preset(_read(path), str(path))
+        return preset_in(path)
     for name, data in _shipped():
         if (data["model_type"], data["n_layers"], data["hidden_size"]) == (
             base.model_type,
@@ -53,6 +54,25 @@ def preset_for(base: Base, path: Path | None = None) -> Preset:
         ):
             return _preset(data, name)
     return Preset()
+
+
+def preset_in(path: Path) -> Preset:
+    """The preset in a file.
+
+    Raises:
+        RequestError: it cannot be read, holds unknown fields, or hyper-parameters that are none; it names the file.
+    """
+    preset = _preset(_read(path), str(path))
+    try:
+        sound_hparams(preset.hparams)
+    except RequestError as problem:
+        raise RequestError(
+            f"The preset {path} cannot be used. {problem.message}",
+            expected=problem.expected,
+            found=problem.found,
+            next_step="Correct the file (docs/presets.md has its fields).",
+        ) from problem
+    return preset
 
 
 @cache
@@ -74,7 +94,10 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or set(data) - _FIELDS:
         found = sorted(set(data) - _FIELDS) if isinstance(data, dict) else type(data).__name__
         raise RequestError(
-            f"The preset {path} is not one.", expected=f"an object with {', '.join(sorted(_FIELDS))}", found=found
+            f"The preset {path} has other fields than a preset.",
+            expected=f"an object with {', '.join(sorted(_FIELDS))}",
+            found=", ".join(found) if isinstance(found, list) else found,
+            next_step="Correct the file (docs/presets.md has its fields).",
         )
     for name, kinds in _KINDS.items():
         if name in data and type(data[name]) not in kinds:

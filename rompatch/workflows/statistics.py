@@ -80,7 +80,7 @@ def statistics_below(
     keys = [sampled_key(base, site, SAMPLED_TOKENS, seed) for site in sites]
     if wanted != AUTOMATIC:
         return tuple(
-            MeasuredSite(site, cache.load(_of_same_text(cache, top, key)))
+            MeasuredSite(site, cache.load(_of_same_text(cache, top, key, site.layer)))
             for site, key in zip(sites, keys, strict=True)
         )
     best = {key.parameter: file for key in keys if (file := cache.best_for(key)) is not None}
@@ -94,15 +94,16 @@ def statistics_below(
     return tuple(MeasuredSite(site, cache.load(best[site.parameter_name])) for site in sites)
 
 
-def _of_same_text(cache: StatisticsCache, top: Statistics, key: StatisticsKey) -> StatisticsFile:
+def _of_same_text(cache: StatisticsCache, top: Statistics, key: StatisticsKey, layer: int) -> StatisticsFile:
     wanted = replace(top.key, inputs_sha256=key.inputs_sha256, parameter=key.parameter)
     found = cache.find(wanted)
     if found is None:
         source = "--self-sampled" if key.corpus_id == top.key.corpus_id else "--corpus FILE"
         raise StatisticsError(
-            f"There are no key statistics of the same text for {key.parameter}.",
+            f"There are no key statistics of the same text and number of tokens for {key.parameter}.",
             expected=f"{wanted.tokens:,} tokens of {wanted.corpus}, as at {top.key.parameter}",
-            next_step=f"Build them: `rompatch stats build {source} --layer N`, or use --statistics auto.",
+            next_step=f"Build them: `rompatch stats build {source} --layer {layer} --tokens {wanted.tokens}`, or use "
+            "--statistics auto.",
         )
     return found
 

@@ -231,7 +231,7 @@ def test_one_that_cannot_be_spread_does_not_keep_the_others(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"keys": "mixed", "spread": 2}, "with both keys only"),
+        ({"keys": "mixed", "spread": 2}, "needs the key mode 'both'"),
         ({"spread": 0}, "at least 1"),
         ({"spread": True}, "at least 1"),
         ({"gain": 0.0}, "positive"),

@@ -118,6 +118,38 @@ def test_more_layers_than_there_are_below_are_refused(store: Store, spec: BaseSp
     assert store.patches() == ()
 
 
+def test_a_preset_file_s_keys_count_for_a_flag(store: Store, spec: BaseSpec, tmp_path: Path) -> None:
+    preset = tmp_path / "large.json"
+    preset.write_text(json.dumps({"layer": 1, "hparams": {"keys": "both", "gain": 1.2, "steps": 3}}))
+    given: dict[str, Any] = {"layer": None, "preset": preset}
+    record = made(store, spec, **given, hparams={"spread": 2})
+    assert [site.layer for site in record.header.sites] == [1, 0]
+    facts = [{"subject": "Big Ben", "relation": "The {} is located in", "object": "Rome", "true": "Paris"}]
+    done = store.create_many(facts, spec=spec, statistics="none", preset=preset, hparams={"spread": 2})
+    assert done.count("made") == 1
+    assert done.to_json()["setting"]["layers"] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("hparams", "reason"),
+    [
+        ({"spred": 3}, "no such hyper-parameter: 'spred'"),
+        ({"keys": "both", "spread": "3"}, "a whole number of at least 1"),
+        ({"keys": "mixed", "spread": 3}, "needs the key mode 'both'"),
+        ({"gain": -1}, "must be positive"),
+    ],
+)
+def test_a_broken_preset_file_is_named_before_a_model_is_loaded(
+    store: Store, tmp_path: Path, hparams: dict[str, Any], reason: str
+) -> None:
+    preset = tmp_path / "broken.json"
+    preset.write_text(json.dumps({"hparams": hparams}))
+    with pytest.raises(RequestError, match=r"broken\.json") as caught:
+        store.create("Mozart", "{} is", "Rome", spec=BaseSpec("no such model"), preset=preset)
+    assert reason in str(caught.value)
+    assert "docs/presets.md" in str(caught.value)
+
+
 def test_like_a_patch_without_a_setting_means_what_it_meant(store: Store, spec: BaseSpec) -> None:
     """A patch of a release without gain, spread and norm penalty, made again under a preset that has them."""
     old = store.blobs.get(made(store, spec, hparams={"steps": 3}).id)
@@ -133,7 +165,7 @@ def test_statistics_of_an_id_are_of_one_text_at_every_site(
     monkeypatch.setattr("rompatch.compute.statistics._SAMPLE_TOKENS", 8)
     base = store.base(spec)
     (top,) = build_sampled_at(base, [base.site(1)], 40, 0, heard)
-    with pytest.raises(StatisticsError, match="no key statistics of the same text") as caught:
+    with pytest.raises(StatisticsError, match="no key statistics of the same text and number of tokens") as caught:
         made(store, spec, statistics=top.id)
     assert "40 tokens of self-sampled" in str(caught.value)
     (lower,) = build_sampled_at(base, [base.site(0)], 40, 0, heard)

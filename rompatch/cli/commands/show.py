@@ -46,9 +46,14 @@ def _statistics(header: PatchHeader) -> list[tuple[str, str]]:
     """The key statistics of each site, in the order of the weights."""
     if header.statistics is None:
         return [("statistics", "none")]
+    used = zip(header.sites, (header.statistics, *header.more_statistics), strict=False)
+    several = len(header.sites) > 1
     return [
-        ("statistics", f"{one.corpus}, {one.tokens:,} tokens ({one.id[:12]})")
-        for one in (header.statistics, *header.more_statistics)
+        (
+            "statistics",
+            f"{one.corpus}, {one.tokens:,} tokens ({one.id[:12]})" + (f", layer {site.layer}" if several else ""),
+        )
+        for site, one in used
     ]
 
 

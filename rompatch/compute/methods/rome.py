@@ -85,9 +85,9 @@ class RomeHparams(ValueHparams):
         self._check_numbers()
         if self.spread > 1 and self.keys != BOTH:
             raise RequestError(
-                "A value is spread over several sites with both keys only.",
+                "A spread above 1 needs the key mode 'both'.",
                 found=f"spread {self.spread}, keys {self.keys}",
-                next_step="Add --key both, or leave --spread out.",
+                next_step="Add --key both, or use --spread 1.",
             )
 
     def _check_numbers(self) -> None:
@@ -99,7 +99,9 @@ class RomeHparams(ValueHparams):
         for name in ("steps", "value_contexts", "spread"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise RequestError(f"The hyper-parameter {name} must be at least 1.", found=repr(value))
+                raise RequestError(
+                    f"The hyper-parameter {name} must be a whole number of at least 1.", found=repr(value)
+                )
 
 
 def compute(
