@@ -25,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rompatch.compute.contexts import sample_contexts
 from rompatch.compute.cost import EditCost, naive_cost, replay_cost, shape_of
 from rompatch.compute.gather import encode_contexts, gather_keys
-from rompatch.compute.methods.rome import RomeHparams, compute_many, value_contexts
+from rompatch.compute.methods.rome import compute_many, value_contexts
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.compute.replaying import can_replay, make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
 from rompatch.compute.value import Objective, optimise_values

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from rompatch.apply.session import PatchedModel
 from rompatch.compute.methods import METHODS
 from rompatch.compute.methods.base import Computation
-from rompatch.compute.methods.rome import RomeHparams
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.compute.statistics import Statistics, sampled_key
 from rompatch.models import Base
 from rompatch.verify.building import suite_from_counterfact

@@ -10,7 +10,8 @@ from heard import Heard
 from stores import empty_store
 from trained import CITIES, SUBJECTS, TEMPLATE, facts, trained_base
 
-from rompatch.compute.methods.rome import RomeHparams, compute
+from rompatch.compute.methods.rome import compute
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.edits import EditRequest
 from rompatch.patch import Patch
 from rompatch.workflows.opened import BaseSpec

@@ -15,7 +15,8 @@ from rompatch.apply.solve import solve_stack
 from rompatch.bench.tasks import Task
 from rompatch.bench.texts import TextMeasurer, Written
 from rompatch.compute.methods.base import Computation, Notify, silent
-from rompatch.compute.methods.rome import RomeHparams, compute_many
+from rompatch.compute.methods.rome import compute_many
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.compute.spreading import MeasuredSite
 from rompatch.compute.statistics import Statistics
 from rompatch.errors import RompatchError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rompatch.errors import RequestError
 
 if TYPE_CHECKING:
-    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.compute.methods.rome_hparams import RomeHparams
 
 
 def sound_hparams(given: Mapping[str, Any]) -> RomeHparams:
@@ -19,7 +19,7 @@ def sound_hparams(given: Mapping[str, Any]) -> RomeHparams:
     Raises:
         RequestError: there is no such hyper-parameter, or its value is none.
     """
-    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.compute.methods.rome_hparams import RomeHparams
 
     known = [one.name for one in fields(RomeHparams)]
     for name in given:

@@ -16,7 +16,7 @@ from rompatch.workflows.precision import resolve_precision, wanted_precision
 from rompatch.workflows.statistics import AUTOMATIC
 
 if TYPE_CHECKING:
-    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.compute.methods.rome_hparams import RomeHparams
     from rompatch.edits import EditRequest
     from rompatch.models import Base
     from rompatch.sites import Site

@@ -15,7 +15,7 @@ from rompatch.workflows.opened import OpenStore
 from rompatch.workflows.wording import Wording, choose_template
 
 if TYPE_CHECKING:
-    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.compute.methods.rome_hparams import RomeHparams
     from rompatch.models import Base
 
 FROM_USER, FROM_ATLAS, FROM_MODEL = "given", "atlas", "the model's own answer"

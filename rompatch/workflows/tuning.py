@@ -74,7 +74,7 @@ def check_options(options: TuneOptions) -> None:
         RequestError, OutputError: see :func:`tune`.
     """
     from rompatch.compute.corpus import open_corpus
-    from rompatch.compute.methods.rome import RomeHparams
+    from rompatch.compute.methods.rome_hparams import RomeHparams
 
     if options.rung < 1:
         raise RequestError("The first rung must have at least 1 record.", found=options.rung)

@@ -14,7 +14,7 @@ from heard import Heard
 from rompatch.apply.session import PatchedModel
 from rompatch.bench import running
 from rompatch.compute.methods import METHODS
-from rompatch.compute.methods.rome import RomeHparams
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.errors import ComputeError, ConflictError, RequestError, SiteError, StoreError, SuiteError
 from rompatch.store.ledger import Ledger
 from rompatch.verify.building import suite_from_counterfact, suite_from_zsre

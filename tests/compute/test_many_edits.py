@@ -11,7 +11,8 @@ from pico import pico_base
 
 from rompatch.compute.methods import rome
 from rompatch.compute.methods.base import Computation
-from rompatch.compute.methods.rome import RomeHparams, compute, compute_many, value_contexts
+from rompatch.compute.methods.rome import compute, compute_many, value_contexts
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.edits import EditRequest
 from rompatch.errors import RequestError
 from rompatch.models import Base

@@ -7,7 +7,8 @@ import torch
 from trained import CITIES, PARAPHRASE, SUBJECTS, TEMPLATE, TEMPLATES, answer, facts, sentences, trained_base
 
 from rompatch.apply.session import PatchedModel
-from rompatch.compute.methods.rome import RomeHparams, compute
+from rompatch.compute.methods.rome import compute
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.compute.second_moment import SecondMoment
 from rompatch.compute.statistics import Statistics, sampled_key
 from rompatch.edits import EditRequest

@@ -16,7 +16,8 @@ from rompatch.apply.solve import solve_site
 from rompatch.compute import rome as equations
 from rompatch.compute.gather import encode_contexts
 from rompatch.compute.methods.base import Computation
-from rompatch.compute.methods.rome import RomeHparams, compute, compute_many
+from rompatch.compute.methods.rome import compute, compute_many
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.compute.second_moment import SecondMoment
 from rompatch.compute.spreading import MeasuredSite, solved_factors, update_norm
 from rompatch.compute.statistics import Statistics, sampled_key

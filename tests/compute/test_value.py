@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rompatch.compute.gather import encode_contexts, gather_keys
-from rompatch.compute.methods.rome import RomeHparams, compute
+from rompatch.compute.methods.rome import compute
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.compute.replaying import make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
 from rompatch.compute.value import Objective, OptimisedValue, StepLoss, ValueHparams, optimise_values

@@ -17,7 +17,8 @@ from rompatch.apply.bake import bake_folder
 from rompatch.apply.session import PatchedModel
 from rompatch.architectures import ARCHITECTURES
 from rompatch.compute.methods import METHODS
-from rompatch.compute.methods.rome import KEY_ROWS, RomeHparams
+from rompatch.compute.methods.rome import KEY_ROWS
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.compute.replay import FullForward, Replay
 from rompatch.compute.replaying import can_replay
 from rompatch.compute.rows import RowBatch, value_rows

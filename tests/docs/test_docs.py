@@ -14,7 +14,7 @@ from pico import save_pico
 import rompatch
 from rompatch.architectures import ARCHITECTURES, PRESET_LAYERS
 from rompatch.cli.program import cli
-from rompatch.compute.methods.rome import RomeHparams
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.errors import RompatchError
 
 ROOT = Path(rompatch.__file__).resolve().parents[1]

@@ -9,10 +9,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_patches import tiny_adapter, tiny_patch, tiny_solved
 
 from rompatch import patchfile
-from rompatch.patch import canonical_json
+from rompatch.patch import Patch, canonical_json
 
 GOLDEN = Path(__file__).with_name("two_sites.safetensors")
 GOLDEN_ID = "ac48825e4eb0de719db4c527ea7a38248c3dacd95411431be2ca00cad715cd2a"
@@ -39,11 +40,15 @@ def test_a_fixed_patch_has_the_pinned_bytes_and_id() -> None:
     assert hashlib.sha256(data).hexdigest() == GOLDEN_SHA256
 
 
-def test_a_fixed_adapter_has_the_pinned_bytes_and_id() -> None:
-    patch = tiny_adapter(layers=(1, 10))
+@pytest.mark.parametrize(
+    ("patch", "pinned_id", "sha256"),
+    [(tiny_adapter(layers=(1, 10)), ADAPTER_ID, ADAPTER_SHA256), (tiny_solved(), SOLVED_ID, SOLVED_SHA256)],
+    ids=["adapter", "solved"],
+)
+def test_a_fixed_patch_of_another_format_has_the_pinned_bytes_and_id(patch: Patch, pinned_id: str, sha256: str) -> None:
     data = patchfile.to_bytes(patch)
-    assert patch.id == ADAPTER_ID
-    assert hashlib.sha256(data).hexdigest() == ADAPTER_SHA256
+    assert patch.id == pinned_id
+    assert hashlib.sha256(data).hexdigest() == sha256
     again = patchfile.from_bytes(data)
     assert again == patch
     assert patchfile.to_bytes(again) == data
@@ -58,15 +63,10 @@ def test_an_adapter_s_file_is_what_the_page_says() -> None:
     assert file_by_the_page(metadata, tensors) == (patchfile.to_bytes(patch), patch.id)
 
 
-def test_a_fixed_solved_patch_has_the_pinned_bytes_and_id() -> None:
+def test_a_solved_patch_s_file_is_what_the_page_says() -> None:
     patch = tiny_solved()
-    data = patchfile.to_bytes(patch)
-    assert patch.id == SOLVED_ID
-    assert hashlib.sha256(data).hexdigest() == SOLVED_SHA256
-    again = patchfile.from_bytes(data)
-    assert again == patch
-    assert patchfile.to_bytes(again) == data
     tensors = {name: array.tolist() for name, array in patch.named_tensors().items()}
+    data = patchfile.to_bytes(patch)
     assert file_by_the_page(canonical_json(patch.header.to_json()), tensors) == (data, patch.id)
 
 

@@ -15,7 +15,8 @@ from heard import Heard
 from trained import CITIES, PARAPHRASE, SUBJECTS, TEMPLATE, facts, trained_base
 from trained_stores import fill
 
-from rompatch.compute.methods.rome import RomeHparams, compute
+from rompatch.compute.methods.rome import compute
+from rompatch.compute.methods.rome_hparams import RomeHparams
 from rompatch.edits import EditRequest
 from rompatch.errors import (
     BaseMismatchError,
