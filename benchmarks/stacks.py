@@ -32,8 +32,8 @@ import numpy as np
 
 import rompatch
 from rompatch.apply.forecast import update_norm
-from rompatch.apply.gram import concatenated, constraints_of
-from rompatch.apply.solve import JOINT_RIDGE, SiteUpdate, by_site, materialise, solve_site, solve_stack
+from rompatch.apply.gram import concatenated, constraints_of, similarities
+from rompatch.apply.solve import JOINT_RIDGE, SAME_KEY, SiteUpdate, by_site, materialise, solve_site, solve_stack
 from rompatch.errors import RompatchError
 from rompatch.models import Base
 from rompatch.offload import WeightSlot
@@ -149,6 +149,22 @@ def least_met(patches: Sequence[Patch], updates: Updates) -> float:
         met = np.sum(moved * rows.residuals, axis=1) / np.sum(rows.residuals**2, axis=1)
         least = min(least, float(met.min()))
     return least
+
+
+def worst_residuals(base: Base, patches: Sequence[Patch]) -> dict[str, float]:
+    """By parameter the greatest ||W' k_i - value_i|| / ||value_i|| of the weights that lambda = 0 gives, cast to the
+    base's dtype. Patches that share a key are left out: their constraints contradict each other."""
+    found = {}
+    for parameter, update in solve_stack(patches, 0.0).items():
+        site = site_of(base, parameter)
+        edited = materialise(site.stored(), update, transposed=site.transposed).double().numpy()
+        rows = [constraints_of(one) for one in by_site(patches)[parameter]]
+        apart = [row for row, near in zip(rows, similarities(rows), strict=True) if (near > SAME_KEY).sum() == 1]
+        joined = concatenated(apart)
+        values = joined.residuals + joined.keys @ site.matrix().double().numpy().T
+        made = joined.keys @ (edited.T if site.transposed is False else edited)
+        found[parameter] = float((np.linalg.norm(made - values, axis=1) / np.linalg.norm(values, axis=1)).max())
+    return found
 
 
 def site_of(base: Base, parameter: str) -> Site:
@@ -281,7 +297,9 @@ def main() -> None:
     parser.add_argument("--counts", type=numbers, default=[60, 200, 500])
     parser.add_argument("--layers", type=numbers, help="default: the preset's layer")
     parser.add_argument("--score", type=int, default=60)
-    parser.add_argument("--ways", default="summed,joint")
+    parser.add_argument(
+        "--ways", default="summed,joint", help="summed, joint, none, or residuals: what lambda = 0 leaves, no scores"
+    )
     parser.add_argument("--ridge", default=str(JOINT_RIDGE), help="lambda of the joint solution; several with commas")
     parser.add_argument("--key", dest="keys", help="as create's; default: the preset's")
     parser.add_argument("--spread", type=int, help="as create's; default: the preset's")
@@ -310,6 +328,9 @@ def main() -> None:
         for count in args.counts:
             members = records[:count]
             stack, scored = [patches[record.case_id] for record in members], evenly(members, args.score)
+            if args.ways == "residuals":
+                print(count, {name: f"{worst:.1e}" for name, worst in worst_residuals(store.base(), stack).items()})
+                continue
             before, alone = bench.alone(scored, patches)
             named = {"unedited": before, "alone": alone}
             for way, scores in named.items():
