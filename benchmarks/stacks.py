@@ -2,7 +2,7 @@
 
     python benchmarks/stacks.py FILE [FILE ...] [--counts 60,200,500] [--layers 4] [--score 60] [--patches FOLDER]
         [--key both] [--spread 3] [--gain 1.2] [--clamp-norm-factor 1.5] [--norm-penalty 0.3] [--ridge 0.1,0.3]
-        [--text FILE] [--tokens 4096] [--json FILE] [--plot FILE.svg]
+        [--text FILE] [--tokens 4096] [--json FILE] [--plot FILE.svg [--also FILE ...]]
 
 One patch a record, of the records with distinct subjects, in the model's preset; with several layers patch i goes to
 the (i mod n)-th of them, with --spread every patch to that layer and those below. Some of the first 60 (200, 500) are
@@ -266,8 +266,8 @@ HEAD = (
 )
 
 
-def plot(found: Sequence[Measured], path: Path) -> None:
-    """S as a part of the scores alone, and drift, against the number of edits."""
+def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """S as a part of the scores alone, and drift, against the number of edits; rows as :meth:`Measured.to_json`."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -275,11 +275,13 @@ def plot(found: Sequence[Measured], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for way, layers in sorted({(one.way, one.layers) for one in found}):
-        rows = sorted((one for one in found if (one.way, one.layers) == (way, layers)), key=lambda one: one.count)
+    for way, layers in sorted({(one["way"], tuple(one["layers"])) for one in found}):
+        rows = sorted(
+            (one for one in found if (one["way"], tuple(one["layers"])) == (way, layers)), key=lambda one: one["count"]
+        )
         label = f"{way}, layer {' '.join(map(str, layers))}"
-        axes[0].plot([one.count for one in rows], [100 * (one.share or 0) for one in rows], "o-", label=label)
-        axes[1].plot([one.count for one in rows], [100 * one.drift for one in rows], "o-", label=label)
+        axes[0].plot([one["count"] for one in rows], [100 * (one["share"] or 0) for one in rows], "o-", label=label)
+        axes[1].plot([one["count"] for one in rows], [100 * one["drift"] for one in rows], "o-", label=label)
     axes[0].set(xlabel="edits in the stack", ylabel="S, % of S alone")
     axes[1].set(xlabel="edits in the stack", ylabel="perplexity, % above the base's")
     axes[1].set_yscale("symlog", linthresh=10)
@@ -311,6 +313,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="--json files of other runs, for the plot")
     args = parser.parse_args()
     found: list[Measured] = []
     with tempfile.TemporaryDirectory() as folder, rompatch.open_store(Path(folder) / ".rompatch") as store:
@@ -331,22 +334,24 @@ def main() -> None:
             if args.ways == "residuals":
                 print(count, {name: f"{worst:.1e}" for name, worst in worst_residuals(store.base(), stack).items()})
                 continue
+            edited = sorted({site.layer for patch in stack for site in patch.header.sites})
             before, alone = bench.alone(scored, patches)
             named = {"unedited": before, "alone": alone}
             for way, scores in named.items():
-                print(line(Measured(len(members), tuple(layers), way, scores, alone, 0.0, 0.0, ())), flush=True)
+                print(line(Measured(len(members), tuple(edited), way, scores, alone, 0.0, 0.0, ())), flush=True)
             ways = {"summed": summed(stack)} if "summed" in args.ways else {}
             for ridge in args.ridge.split(","):
                 if "joint" in args.ways:
                     ways[f"joint, lambda {ridge}"] = solve_stack(stack, float(ridge))
             for way, updates in ways.items():
-                measured = bench.stack(way, layers, len(members), updates, scored, alone)
+                measured = bench.stack(way, edited, len(members), updates, scored, alone)
                 found.append(replace(measured, least_met=least_met(stack, updates)))
                 print(line(found[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps([one.to_json() for one in found], indent=1), encoding="utf-8")
     if args.plot:
-        plot(found, args.plot)
+        others = [row for path in args.also for row in json.loads(path.read_text(encoding="utf-8"))]
+        plot([*others, *(one.to_json() for one in found)], args.plot)
 
 
 if __name__ == "__main__":
