@@ -167,6 +167,17 @@ def worst_residuals(base: Base, patches: Sequence[Patch]) -> dict[str, float]:
     return found
 
 
+def overshoots(patches: Sequence[Patch]) -> dict[str, tuple[float, float]]:
+    """By parameter the 90 % quantile and the greatest of (k* u) / (k_bare u): what mixed keys give the mean key, as a
+    multiple of delta."""
+    found = {}
+    for parameter, factors in by_site(patches).items():
+        grams = [constraints_of(one).gram() for one in factors]
+        ratios = np.array([gram[0, 0] / gram[0, 1] for gram in grams if len(gram) == 2])
+        found[parameter] = (float(np.quantile(ratios, 0.9)), float(ratios.max()))
+    return found
+
+
 def site_of(base: Base, parameter: str) -> Site:
     return next(site for site in map(base.site, range(base.n_layers)) if site.parameter_name == parameter)
 
@@ -300,7 +311,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=numbers, help="default: the preset's layer")
     parser.add_argument("--score", type=int, default=60)
     parser.add_argument(
-        "--ways", default="summed,joint", help="summed, joint, none, or residuals: what lambda = 0 leaves, no scores"
+        "--ways",
+        default="summed,joint",
+        help="summed, joint, none; without scores: residuals (what lambda = 0 leaves), overshoots (of mixed keys)",
     )
     parser.add_argument("--ridge", default=str(JOINT_RIDGE), help="lambda of the joint solution; several with commas")
     parser.add_argument("--key", dest="keys", help="as create's; default: the preset's")
@@ -335,6 +348,9 @@ def main() -> None:
         for count in args.counts:
             members = records[:count]
             stack, scored = [patches[record.case_id] for record in members], evenly(members, args.score)
+            if args.ways == "overshoots":
+                print(count, {name: f"{high:.2f} {most:.1f}" for name, (high, most) in overshoots(stack).items()})
+                continue
             if args.ways == "residuals":
                 print(count, {name: f"{worst:.1e}" for name, worst in worst_residuals(store.base(), stack).items()})
                 continue

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rompatch.errors import RequestError
-from rompatch.patch import PatchHeader
+from rompatch.patch import PatchHeader, SiteRef
 from rompatch.store.patches import base_id
 from rompatch.workflows.hparams import sound_hparams
 from rompatch.workflows.opened import BaseSpec, OpenStore
@@ -94,6 +95,11 @@ class EditSetting:
         """The layers that are edited, the one that the value is optimised at first."""
         return tuple(site.layer for site in (self.site, *self.below))
 
+    @cached_property
+    def site_refs(self) -> tuple[SiteRef, ...]:
+        """The sites by name and by content: hashed once, not for every fact."""
+        return tuple(site.ref() for site in (self.site, *self.below))
+
     @property
     def base_id(self) -> str:
         """The ledger's id of the base."""
@@ -118,7 +124,7 @@ class EditSetting:
             hparams=vars(self.hparams),
             request=request,
             base=self.base.ref(),
-            sites=tuple(site.ref() for site in (self.site, *self.below)),
+            sites=self.site_refs,
             contexts=(),
             seed=self.seed,
             document_start=self.document_start,

@@ -29,7 +29,6 @@ class Plan:
     true_source: str | None
     wordings: tuple[Wording, ...]
     base: BaseRef
-    layer: int
     layers: tuple[int, ...]
     parameter: str
     document_start: bool
@@ -44,7 +43,7 @@ class Plan:
             "true_source": self.true_source,
             "templates": [{"template": w.template, "log_likelihood": w.log_likelihood} for w in self.wordings],
             "base": vars(self.base),
-            "layer": self.layer,
+            "layer": self.layers[0],
             "layers": list(self.layers),
             "parameter": self.parameter,
             "document_start": self.document_start,
@@ -75,7 +74,6 @@ def plan_request(
         true_source=true_source,
         wordings=wordings or (Wording(request.template, None),),
         base=setting.base.ref(),
-        layer=setting.site.layer,
         layers=setting.layers,
         parameter=setting.site.parameter_name,
         document_start=setting.document_start,

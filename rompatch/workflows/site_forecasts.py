@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +74,18 @@ def weight_norms(records: Iterable[PatchRecord]) -> Mapping[str, float]:
     """||W||_F by parameter, as it was measured when a patch there was computed; weights nobody measured are absent."""
     found: dict[str, float] = {}
     for record in records:
-        measured = record.measurements.get("norms") or {}
-        norms = measured.get("weights") or [measured.get("weight")]
-        sites = record.header.sites
-        for site, norm in zip(sites, norms if len(norms) == len(sites) else (), strict=False):
+        for parameter, norm in _measured_norms(record):
             if isinstance(norm, int | float) and norm > 0:
-                found.setdefault(site.parameter, float(norm))
+                found.setdefault(parameter, float(norm))
     return found
+
+
+def _measured_norms(record: PatchRecord) -> Iterator[tuple[str, object]]:
+    """Parameter and norm of each weight that *record* measured; older records have the norm of their one weight."""
+    measured = record.measurements.get("norms") or {}
+    norms = measured.get("weights") or [measured.get("weight")]
+    if len(norms) == len(record.header.sites):
+        yield from zip((site.parameter for site in record.header.sites), norms, strict=True)
 
 
 def disturbed(

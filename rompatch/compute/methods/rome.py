@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +32,7 @@ from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, RequestError, RompatchError
 from rompatch.hooks import evaluation_mode
 from rompatch.models import DTYPES, Base
-from rompatch.patch import FORMAT_VERSION, SOLVED_VERSION, Patch, PatchHeader, SiteFactors
+from rompatch.patch import FORMAT_VERSION, SOLVED_VERSION, Patch, PatchHeader, SiteFactors, SiteRef
 from rompatch.sites import Site
 from rompatch.tokens import EncodedSubject
 from rompatch.versions import library_versions
@@ -180,6 +180,16 @@ class _Settings:
         """Where the value is optimised."""
         return self.sites[0].site
 
+    @cached_property
+    def site_refs(self) -> tuple[SiteRef, ...]:
+        """The sites by name and by content: hashed once, not for every request."""
+        return tuple(one.site.ref() for one in self.sites)
+
+    @cached_property
+    def weight_norms(self) -> list[float]:
+        """||W||_F of each site."""
+        return [one.site.norm() for one in self.sites]
+
     def can_replay(self, batch: RowBatch) -> bool:
         """Whether *batch* can be replayed (:func:`rompatch.compute.replaying.can_replay`)."""
         return can_replay(self.base, self.site, batch, self.products, self.hparams.precision or "")
@@ -263,7 +273,7 @@ def _patch(settings: _Settings, request: EditRequest, factors: tuple[SiteFactors
         hparams=asdict(hparams),
         request=request,
         base=settings.base.ref(),
-        sites=tuple(one.site.ref() for one in settings.sites),
+        sites=settings.site_refs,
         contexts=settings.contexts,
         seed=settings.seed,
         document_start=settings.document_start,
@@ -314,7 +324,7 @@ def _measurements(
     watch: Stopwatch,
 ) -> dict[str, Any]:
     """What a patch is recorded with; the norms of the site whose update is the largest beside its weight."""
-    weights = [one.site.norm() for one in settings.sites]
+    weights = settings.weight_norms
     updates = [update_norm(one) for one in factors]
     largest, weight_norm = max(zip(updates, weights, strict=True), key=lambda pair: pair[0] / pair[1])
     return {
