@@ -141,9 +141,9 @@ def test_flags_win_over_the_preset(store: Store, spec: BaseSpec, tmp_path: Path)
     preset.write_text(json.dumps({"layer": 2, "document_start": False, "hparams": {"steps": 9, "lr": 0.25}}))
     options = {"spec": spec, "dry_run": True, "preset": preset, "true": "Paris"}
     plan = store.create(*REQUEST, **options).plan
-    assert (plan.layer, plan.document_start, plan.hparams.steps, plan.hparams.lr) == (2, False, 9, 0.25)
+    assert (plan.layers, plan.document_start, plan.hparams.steps, plan.hparams.lr) == ((2,), False, 9, 0.25)
     plan = store.create(*REQUEST, layer=0, document_start=True, hparams={"steps": 5}, **options).plan
-    assert (plan.layer, plan.document_start, plan.hparams.steps, plan.hparams.lr) == (0, True, 5, 0.25)
+    assert (plan.layers, plan.document_start, plan.hparams.steps, plan.hparams.lr) == ((0,), True, 5, 0.25)
 
 
 @pytest.mark.parametrize(
