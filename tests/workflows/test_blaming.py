@@ -38,10 +38,18 @@ def test_every_probability_is_that_of_edited_weights(toy: Store, patches: list[P
         expected = naive(toy, others, request.prompt, request.target_new)
         assert share.without.logprob == pytest.approx(expected, abs=1e-3)
         assert share.effect == pytest.approx(found.edited.logprob - share.without.logprob)
-    assert found.shares[0].patch.id == patches[1].id, "the patch about this very subject"
-    assert found.shares[0].effect > 0.2
     effects = [abs(share.effect) for share in found.shares]
-    assert effects == sorted(effects, reverse=True)
+    assert effects == sorted(effects, reverse=True), "which comes first is the processor's rounding, in so small a model"
+
+
+def test_a_patch_alone_has_the_whole_effect(toy: Store, patches: list[Patch]) -> None:
+    toy.apply(patches[1].id)
+    request = patches[1].header.request
+    assert request is not None
+    found = toy.blame(request.prompt, target=request.target_new)
+    (share,) = found.shares
+    assert share.effect == pytest.approx(found.edited.logprob - found.base.logprob, abs=1e-3)
+    assert share.effect > 2, "the patch about this very subject"
 
 
 def test_without_a_target_the_edited_models_own_answer_is_asked_for(toy: Store, patches: list[Patch]) -> None:
