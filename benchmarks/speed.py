@@ -95,10 +95,10 @@ class Edit:
     def replayed(self, hparams: RomeHparams) -> list[float]:
         """The recording and all steps; the losses."""
         batch = RowBatch((self.rows(hparams),))
-        replay = can_replay(self.base, self.site, batch)
-        replayer = make_replayer(self.base, self.site, batch, replay=replay)
-        objective = Objective(replayer, batch, self.output.norm()[None], hparams)
-        (found,) = optimise_values(objective, self.output[None], hparams)
+        replay = can_replay(self.base, [self.site], batch)
+        replayer = make_replayer(self.base, [self.site], batch, replay=replay)
+        objective = Objective(replayer, batch, self.output.norm()[None, None], hparams)
+        (found,) = optimise_values(objective, self.output[None, None], hparams)
         if isinstance(found, Exception):
             raise found
         return [loss.total for loss in found.losses]
@@ -278,9 +278,9 @@ def _step_times(base: Base, sizes: dict[str, int], rounds: int) -> dict[str, flo
     site, rows = base.site(sizes["layer"]), synthetic_rows(sizes)
     batch, hparams = RowBatch((rows,)), replace(PLAIN, early_stop_loss=0.0)
     output = torch.ones(1, site.d_out)
-    assert can_replay(base, site, batch)
-    replayer = make_replayer(base, site, batch, replay=True)
-    objective = Objective(replayer, batch, output.norm(dim=1), hparams)
+    assert can_replay(base, [site], batch)
+    replayer = make_replayer(base, [site], batch, replay=True)
+    objective = Objective(replayer, batch, output.norm(dim=1)[:, None], hparams)
     naive = NaiveLoop(base, site, rows, output[0], hparams)
     start = torch.zeros(1, site.d_out)
 

@@ -67,5 +67,5 @@ def test_memory_that_ran_out_while_a_replay_was_tried_says_nothing_about_the_mod
     batch = RowBatch((value_rows(base.tokenizer, request, ("{}", "Trains. {}"), True),))
     monkeypatch.setattr(replaying.Replay, "logits", failing_once(replaying.Replay.logits, NO_MEMORY, at=1))
     with pytest.raises(RuntimeError, match="not enough memory"):
-        can_replay(base, base.site(1), batch)
-    assert can_replay(base, base.site(1), batch)
+        can_replay(base, [base.site(1)], batch)
+    assert can_replay(base, [base.site(1)], batch)

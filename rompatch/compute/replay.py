@@ -1,15 +1,15 @@
 """Running what an edit can change, and nothing else.
 
-An edit touches one position of one layer, so most of a forward pass is the same at every optimisation step:
+An edit touches one position of a layer or a few, so most of a forward pass is the same at every optimisation step:
 
-1. layers below the site never change: their output is recorded once and handed back;
+1. layers below the (lowest) site never change: their output is recorded once and handed back;
 2. positions before the subject's last token never change: their keys and values are recorded once. Rows are aligned
    at their ends, so all contexts of all requests share one tail (subject's last token to the end) and a step runs over
    the tail only;
 3. logits are needed where a target token is predicted, and nowhere else;
 4. the essence prompt is read at the subject's last token, so it ends there.
 
-The model's own forward runs every time, with its own masks, positions and caches; below the site the layers'
+The model's own forward runs every time, with its own masks, positions and caches; below the sites the layers'
 ``forward`` is replaced by the recording while a step lasts. There is no per-architecture code. :class:`FullForward`
 is the plain loop (whole sequences, no recording): the oracle, and the fallback where a replay disagrees with it.
 
@@ -41,7 +41,8 @@ Products = Callable[[], AbstractContextManager[None]]
 
 
 class Replayer(Protocol):
-    """Anything that maps one delta a request, (n_requests, d_out), to the logits that are read, (n_read, vocab)."""
+    """Anything that maps the deltas of each request, (n_requests, n_sites, d_out), to the logits that are read,
+    (n_read, vocab)."""
 
     def logits(self, delta: Tensor) -> Tensor:
         """Differentiable in *delta*."""
@@ -59,13 +60,13 @@ class FullForward:
         self,
         model: PreTrainedModel,
         layers: Sequence[nn.Module],
-        site: Site,
+        sites: Sequence[Site],
         batch: RowBatch,
         *,
         pad_id: int,
         products: Products = nullcontext,
     ) -> None:
-        self._model, self._layers, self._site, self._batch = model, list(layers), site, batch
+        self._model, self._layers, self._sites, self._batch = model, list(layers), list(sites), batch
         self._pad_id, self._products = pad_id, products
         self._tokens = pad([row.ids for row in batch.rows], pad_id, side="left", device=input_device(model))
         width = self._tokens.input_ids.shape[1]
@@ -74,9 +75,8 @@ class FullForward:
 
     def logits(self, delta: Tensor) -> Tensor:
         """See :class:`Replayer`."""
-        rows = delta[self._batch.row_request]
-        edit = edit_output(self._site.module, add_at(rows, self._edit))
-        with self._products(), offloading(self._model, self._layers, self._site), edit:
+        edit = added(self._sites, delta[self._batch.row_request], self._edit)
+        with self._products(), offloading(self._model, self._layers, self._sites), edit:
             output = self._model(**_inputs(self._model, self._tokens), use_cache=False)
         logits: Tensor = output.logits.reshape(-1, output.logits.shape[-1])[self._reads]
         return logits.float()
@@ -84,7 +84,7 @@ class FullForward:
     def narrow(self, kept: Sequence[int]) -> FullForward:
         """See :class:`Replayer`."""
         options: dict[str, Any] = {"pad_id": self._pad_id, "products": self._products}
-        return FullForward(self._model, self._layers, self._site, self._batch.narrow(kept), **options)
+        return FullForward(self._model, self._layers, self._sites, self._batch.narrow(kept), **options)
 
 
 class Replay:
@@ -94,13 +94,14 @@ class Replay:
         self,
         model: PreTrainedModel,
         layers: Sequence[nn.Module],
-        site: Site,
+        sites: Sequence[Site],
         batch: RowBatch,
         *,
         pad_id: int,
         products: Products = nullcontext,
     ) -> None:
-        self._model, self._layers, self._site = model, list(layers), site
+        self._model, self._layers, self._sites = model, list(layers), list(sites)
+        self._lowest = min(sites, key=lambda site: site.layer)
         self._products, self._pad_id = products, pad_id
         self._batch = batch
         self._tail = max(request.tail for request in batch.requests)
@@ -114,9 +115,8 @@ class Replay:
 
     def logits(self, delta: Tensor) -> Tensor:
         """See :class:`Replayer`."""
-        rows = delta[self._batch.row_request]
-        edit = edit_output(self._site.module, add_at(rows, self._edit))
-        with self._replaying(), self._products(), offloading(self._model, self._layers, self._site), edit:
+        edit = added(self._sites, delta[self._batch.row_request], self._edit)
+        with self._replaying(), self._products(), offloading(self._model, self._layers, self._sites), edit:
             return self._forward().float()
 
     def narrow(self, kept: Sequence[int]) -> Replay:
@@ -126,12 +126,13 @@ class Replay:
             return self._selected(kept)
         except TypeError:
             options: dict[str, Any] = {"pad_id": self._pad_id, "products": self._products}
-            return Replay(self._model, self._layers, self._site, self._batch.narrow(kept), **options)
+            return Replay(self._model, self._layers, self._sites, self._batch.narrow(kept), **options)
 
     def _selected(self, kept: Sequence[int]) -> Replay:
         wanted = torch.isin(self._batch.row_request, torch.tensor(kept)).nonzero()[:, 0]
         part = object.__new__(Replay)
-        part._model, part._layers, part._site, part._tail = self._model, self._layers, self._site, self._tail
+        part._model, part._layers, part._tail = self._model, self._layers, self._tail
+        part._sites, part._lowest = self._sites, self._lowest
         part._products, part._pad_id = self._products, self._pad_id
         part._batch = self._batch.narrow(kept)
         part._cache = None if self._cache is None else self._cache.select(wanted)
@@ -163,24 +164,30 @@ class Replay:
         return cache
 
     def _record_below(self) -> list[Any]:
-        """What each layer below the site's returns, from a pass over the tail that stops above them."""
+        """What each layer below the lowest site's returns, from a pass over the tail that stops above them."""
         cached = {"use_cache": False} if self._cache is None else {"use_cache": True, "past_key_values": self._cache}
         with ExitStack() as stack:
-            seen = [stack.enter_context(capture_outputs(layer)) for layer in self._layers[: self._site.layer]]
-            stack.enter_context(capture_inputs(self._site.module, stop=True))
+            seen = [stack.enter_context(capture_outputs(layer)) for layer in self._layers[: self._lowest.layer]]
+            stack.enter_context(capture_inputs(self._lowest.module, stop=True))
             stack.enter_context(until_stopped())
             self._model(**self._kwargs, **cached)
         return [outputs[0] for outputs in seen]
 
     def _replaying(self) -> AbstractContextManager[None]:
-        """Layers below the site's hand back their recordings."""
-        return handing_back(self._layers[: self._site.layer], self._below)
+        """Layers below the lowest site's hand back their recordings."""
+        return handing_back(self._layers[: self._lowest.layer], self._below)
 
 
-def offloading(model: PreTrainedModel, layers: Sequence[nn.Module], site: Site) -> AbstractContextManager[None]:
-    """Where weights are brought in layer by layer, autograd must not keep them until the backward pass. The site's own
-    layer is left out: the hook that edits it is gone by then."""
-    return recomputed(layers[site.layer + 1 :]) if is_offloaded(model) else nullcontext()
+def offloading(
+    model: PreTrainedModel, layers: Sequence[nn.Module], sites: Sequence[Site]
+) -> AbstractContextManager[None]:
+    """Where weights are brought in layer by layer, autograd must not keep them until the backward pass. The sites' own
+    layers are left out: the hooks that edit them are gone by then."""
+    edited = {site.layer for site in sites}
+    above = range(min(edited) + 1, len(layers))
+    return (
+        recomputed([layers[layer] for layer in above if layer not in edited]) if is_offloaded(model) else nullcontext()
+    )
 
 
 class FrozenCache(DynamicCache):
@@ -227,6 +234,15 @@ def _states(layer: object) -> tuple[Tensor, Tensor]:
     if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
         raise TypeError(f"{type(layer).__name__} holds no keys and values")
     return keys, values
+
+
+@contextmanager
+def added(sites: Sequence[Site], deltas: Tensor, positions: Tensor) -> Iterator[None]:
+    """Each of *sites* adds its own of *deltas* (n, n_sites, d_out) at *positions* (n,) of its output's tokens."""
+    with ExitStack() as stack:
+        for site, rows in zip(sites, deltas.unbind(dim=1), strict=True):
+            stack.enter_context(edit_output(site.module, add_at(rows, positions)))
+        yield
 
 
 def add_at(rows: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,16 +17,18 @@ from rompatch.sites import Site, layer_modules
 from rompatch.tokens import pad_id
 from rompatch.trials import REFUSALS, is_refusal
 
-_VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, str, bool], bool]] = WeakKeyDictionary()
-"""By model, then by site, precision and whether rows have a prefix: whether a replay agreed with the plain forward."""
+_VERDICTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[tuple[str, ...], str, bool], bool]] = WeakKeyDictionary()
+"""By model, then by sites, precision and whether rows have a prefix: whether a replay agreed with the plain forward."""
 
 TOLERANCE = {"float32": 1e-2, "float16": 0.1, "bfloat16": 0.5}
 """Largest difference in logits, in standard deviations, at which a replay counts as the model's own forward. A wrong
 mask or position is off by several; rounding in half precision is not."""
 
 
-def can_replay(base: Base, site: Site, batch: RowBatch, products: Products = nullcontext, precision: str = "") -> bool:
-    """Whether a replay of *batch* gives the model's own logits: tried on a few of its rows, once for each base, site,
+def can_replay(
+    base: Base, sites: Sequence[Site], batch: RowBatch, products: Products = nullcontext, precision: str = ""
+) -> bool:
+    """Whether a replay of *batch* gives the model's own logits: tried on a few of its rows, once for each base, sites,
     precision, and with or without a prefix to be recorded.
 
     Args:
@@ -34,9 +37,10 @@ def can_replay(base: Base, site: Site, batch: RowBatch, products: Products = nul
     few = sample_rows(batch)
     request = few.requests[0]
     verdicts = _VERDICTS.setdefault(base.model, {})
-    key = (site.module_name, precision or base.dtype, request.length > request.tail)
+    names = tuple(site.module_name for site in sites)
+    key = (names, precision or base.dtype, request.length > request.tail)
     if key not in verdicts:
-        verdict = _tried(base, site, few, products, max(TOLERANCE[base.dtype], TOLERANCE[precision or base.dtype]))
+        verdict = _tried(base, sites, few, products, max(TOLERANCE[base.dtype], TOLERANCE[precision or base.dtype]))
         if verdict is None:
             return False
         verdicts[key] = verdict
@@ -44,13 +48,13 @@ def can_replay(base: Base, site: Site, batch: RowBatch, products: Products = nul
 
 
 def make_replayer(
-    base: Base, site: Site, batch: RowBatch, products: Products = nullcontext, *, replay: bool
+    base: Base, sites: Sequence[Site], batch: RowBatch, products: Products = nullcontext, *, replay: bool
 ) -> Replayer:
     """The replay of *batch*, or the plain loop over it."""
     layers = list(layer_modules(base.model, base.architecture))
     options: dict[str, Any] = {"pad_id": pad_id(base.tokenizer), "products": products}
     way = Replay if replay else FullForward
-    return way(base.model, layers, site, batch, **options)
+    return way(base.model, layers, sites, batch, **options)
 
 
 def sample_rows(batch: RowBatch) -> RowBatch:
@@ -61,15 +65,15 @@ def sample_rows(batch: RowBatch) -> RowBatch:
     return RowBatch((ValueRows((request.rows[0], longest, request.rows[-1]), request.target_ids),))
 
 
-def _tried(base: Base, site: Site, few: RowBatch, products: Products, tolerance: float) -> bool | None:
+def _tried(base: Base, sites: Sequence[Site], few: RowBatch, products: Products, tolerance: float) -> bool | None:
     """Whether replay and plain loop agree; None where the model's logits are not numbers, which says nothing."""
-    delta = torch.linspace(-1, 1, site.d_out)[None]
+    delta = torch.linspace(-1, 1, sites[0].d_out).expand(1, len(sites), -1)
     with torch.no_grad():
-        expected = make_replayer(base, site, few, products, replay=False).logits(delta)
+        expected = make_replayer(base, sites, few, products, replay=False).logits(delta)
         if not torch.isfinite(expected).all():
             return None
         try:
-            found = make_replayer(base, site, few, products, replay=True).logits(delta)
+            found = make_replayer(base, sites, few, products, replay=True).logits(delta)
         except REFUSALS as problem:
             if not is_refusal(problem):
                 raise

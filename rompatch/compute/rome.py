@@ -51,10 +51,12 @@ def joint_left(residuals: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
     return left
 
 
-def spread_share(goal: Tensor, stream: Tensor, n_sites: int) -> Tensor:
-    """What the lowest of *n_sites* sites adds to come from *stream* to *goal* (MEMIT, arXiv 2210.07229, eq. 20).
-    (..., d_out), (..., d_out) -> (..., d_out)"""
-    return (goal - stream) / n_sites
+def site_deltas(points: Tensor, output_norms: Tensor) -> Tensor:
+    """The delta of each site in one vector for all, in which the same length is the same part of each ||W k||, and the
+    first site's delta stands as it is. (n, n_sites * d_out), (n, n_sites) -> (n, n_sites, d_out)"""
+    units = output_norms / output_norms[:, :1]
+    deltas: Tensor = points.reshape(*units.shape, -1) * units[..., None]
+    return deltas
 
 
 def low_rank_norm(left: Tensor, right: Tensor) -> float:

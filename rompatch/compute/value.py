@@ -1,8 +1,10 @@
 """v*: the site's output at the subject's last token that makes the model say o* (eq. 8).
 
 Adam on ``delta = v* - W k`` from zero, for many requests at once: each has its own delta, its own losses and its own
-end, and the others never change them but for the rounding of larger products. Differences from the authors' code,
-none of which changes the numbers:
+end, and the others never change them but for the rounding of larger products. A value that is spread has a delta at
+each of several sites, and all of them are optimised at once, as one vector in which each counts in lengths of its own
+site's output (:func:`rompatch.compute.rome.site_deltas`). Differences from the authors' code, none of which changes
+the numbers of one site:
 
 1. Only what delta can change is run (:mod:`rompatch.compute.replay`).
 2. Rows are padded on the left, so that all prompts end together.
@@ -42,7 +44,8 @@ class ValueHparams:
         optimiser: "adam" (the authors') or "lbfgs", which needs fewer steps.
         early_stop_loss: stop below this total loss, in nats.
         target_loss: stop below this mean loss of the target's tokens, in nats; 0 never does.
-        norm_penalty: nats that a delta as long as W k costs; grows with the square of its length. The authors' code has
+        norm_penalty: nats that a delta as long as W k costs; grows with the square of its length, and adds up over
+            sites. The authors' code has
             none: its weight decay stops at the ball's edge (docs/presets.md).
     """
 
@@ -69,9 +72,9 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class OptimisedValue:
-    """delta (d_out,) float32 and the objective at every step; the last entry belongs to the returned delta."""
+    """The deltas (n_sites, d_out) float32 and the objective at every step, whose last entry belongs to them."""
 
-    delta: Tensor
+    deltas: Tensor
     losses: tuple[StepLoss, ...]
 
 
@@ -91,12 +94,12 @@ class Losses:
 
 
 class Objective:
-    """Eq. 8 for every request of a batch, as a function of their deltas.
+    """Eq. 8 for every request of a batch, as a function of one vector each (:meth:`deltas`).
 
     Args:
-        replayer: the logits that are read, as a function of delta.
+        replayer: the logits that are read, as a function of the deltas.
         batch: what is read, and for which request.
-        output_norms: norm of the site's output for each bare prompt, (n_requests,): it scales weight decay.
+        output_norms: norm of each site's output for each bare prompt, (n_requests, n_sites): the units of length.
         essence: log-probabilities of the essence prompts at delta zero, (n_requests, vocab); None takes those of the
             first call, which must be at zero.
     """
@@ -112,18 +115,22 @@ class Objective:
         self._replayer, self._batch, self._norms, self._hparams = replayer, batch, output_norms, hparams
         self._essence = essence
 
-    def __call__(self, delta: Tensor) -> Losses:
-        """(n_requests, d_out) -> the losses."""
+    def deltas(self, points: Tensor) -> Tensor:
+        """What each site's output changes by. (n_requests, n_sites * d_out) -> (n_requests, n_sites, d_out)"""
+        return rome.site_deltas(points, self._norms)
+
+    def __call__(self, points: Tensor) -> Losses:
+        """(n_requests, n_sites * d_out) -> the losses."""
         batch, hparams = self._batch, self._hparams
-        logits = self._replayer.logits(delta)  # float32: in half precision the loss has two digits
+        logits = self._replayer.logits(self.deltas(points))  # float32: in half precision the loss has two digits
         wanted = -cross_entropy(logits[: batch.n_target_reads], batch.targets.to(logits.device), reduction="none")
         essence = torch.log_softmax(logits[batch.n_target_reads :], dim=1)
         if self._essence is None:
             self._essence = essence.detach().clone()
-        target = rome.target_losses(wanted.to(delta.device), batch.target_request)
-        kl = hparams.kl_factor * rome.essence_loss(essence, self._essence).to(delta.device)
-        decay = hparams.weight_decay * rome.weight_decay_penalty(delta, self._norms)
-        decay = decay + hparams.norm_penalty * rome.norm_penalty(delta, self._norms)
+        target = rome.target_losses(wanted.to(points.device), batch.target_request)
+        kl = hparams.kl_factor * rome.essence_loss(essence, self._essence).to(points.device)
+        decay = hparams.weight_decay * rome.weight_decay_penalty(points, self._norms[:, 0])
+        decay = decay + hparams.norm_penalty * rome.norm_penalty(points, self._norms[:, 0])
         return Losses(target + kl + decay, target, kl, decay)
 
     def narrow(self, kept: Sequence[int]) -> Objective:
@@ -144,7 +151,8 @@ def optimise_values(
     """Minimise eq. 8 for every request of a batch. A request that is done leaves the batch.
 
     Args:
-        outputs: the site's output for each bare prompt, (n_requests, d_out) float32: its norm is the unit of length.
+        outputs: each site's output for each bare prompt, (n_requests, n_sites, d_out) float32: their norms are the
+            units of length, and those of *objective*.
         on_step: called with the step's number from 1 and the losses of the requests that are still in the batch.
 
     Returns:
@@ -169,8 +177,8 @@ def optimise_values(
             if best and not math.isfinite(loss.total):  # L-BFGS takes such a step back
                 done[request] = _not_finite(loss, step)
             elif is_enough(losses[request][-1], hparams) or step == hparams.steps:
-                delta = trial[place] if best else optimiser.point[place]
-                done[request] = OptimisedValue(delta.detach().clone(), tuple(losses[request]))
+                deltas = objective.deltas(trial.detach() if best else optimiser.point)[place]
+                done[request] = OptimisedValue(deltas.clone(), tuple(losses[request]))
         kept = [place for place, request in enumerate(active) if request not in done]
         if not kept:
             break
@@ -183,8 +191,8 @@ def optimise_values(
 
 
 def make_optimiser(hparams: ValueHparams, outputs: Tensor) -> Optimiser:
-    """The optimiser that *hparams* name, at delta zero, in the ball around each of *outputs* (n_requests, d_out)."""
-    norms, start = outputs.norm(dim=1), torch.zeros_like(outputs)
+    """The optimiser that *hparams* name, at zero, in the ball around each of *outputs* (n_requests, n_sites, d_out)."""
+    norms, start = outputs[:, 0].norm(dim=1), torch.zeros_like(outputs.flatten(1))
     radius = hparams.clamp_norm_factor * norms
     if hparams.optimiser == "adam":
         return Adam(start, radius, hparams.lr)

@@ -36,7 +36,7 @@ def padded(rows: ValueRows) -> ValueRows:
 def counted(replayer: Replayer, d_out: int) -> tuple[int, int]:
     """Operations of one step, forward and backward, by torch; attention's own products on a processor it leaves out,
     so they are compared at a width of zero."""
-    delta = torch.zeros(1, d_out, requires_grad=True)
+    delta = torch.zeros(1, 1, d_out, requires_grad=True)
     with FlopCounterMode(display=False) as forward:
         total = replayer.logits(delta).sum()
     with FlopCounterMode(display=False) as backward:
@@ -50,7 +50,7 @@ def test_the_cost_of_a_step_is_what_torch_counts(model_type: str) -> None:
     site = base.site(LAYER)
     shape = shape_of(base.model, base.architecture, site.d_in)
     batch, layers = RowBatch((rows,)), layer_modules(base.model, base.architecture)
-    forward, backward = counted(Replay(base.model, layers, site, batch, pad_id=pad_id(base.tokenizer)), site.d_out)
+    forward, backward = counted(Replay(base.model, layers, [site], batch, pad_id=pad_id(base.tokenizer)), site.d_out)
     expected = replay_cost(replace(shape, hidden=0), LAYER, [padded(rows)])
     assert forward == pytest.approx(expected.forward, rel=1e-6)
     assert backward == pytest.approx(expected.backward, rel=1e-6)
@@ -62,7 +62,7 @@ def test_the_cost_of_the_plain_loop_is_what_torch_counts(model_type: str) -> Non
     site = base.site(LAYER)
     shape = shape_of(base.model, base.architecture, site.d_in)
     forward, backward = counted(
-        FullForward(base.model, [], site, RowBatch((rows,)), pad_id=pad_id(base.tokenizer)), site.d_out
+        FullForward(base.model, [], [site], RowBatch((rows,)), pad_id=pad_id(base.tokenizer)), site.d_out
     )
     expected = naive_cost(replace(shape, hidden=0), LAYER, [rows])
     assert (forward, backward) == pytest.approx((expected.forward, expected.backward), rel=1e-6)

@@ -1,4 +1,4 @@
-"""One value over several sites: together they move the stream behind the highest by delta, on every architecture."""
+"""One value over several sites: each adds its delta at the subject, on every architecture."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from rompatch.compute.spreading import MeasuredSite, solved_factors, update_norm
 from rompatch.compute.statistics import Statistics, sampled_key
 from rompatch.edits import EditRequest
 from rompatch.errors import ComputeError, RequestError
-from rompatch.hooks import capture_outputs
+from rompatch.hooks import capture_inputs
 from rompatch.models import Base
 from rompatch.patch import Patch, SiteFactors
-from rompatch.sites import Site, layer_modules
+from rompatch.sites import Site
 
 REQUEST = EditRequest("Eiffel Tower", "The {} is located in", "Vienna")
 CONTEXTS = ("{}", "It is a matter of fact. {}", "Trains. {}")
 SPREAD = RomeHparams(keys="both", spread=2, lr=0.3, steps=5)
-NORMALISED = {"gemma2", "gemma3_text", "gemma3", "olmo2"}
-"""What the MLP says is normalised there before it joins the stream."""
 
 
 def statistics(base: Base, site: Site) -> Statistics:
@@ -64,79 +62,75 @@ def keyed(patch: Patch) -> list[SiteFactors]:
     return found
 
 
-def stream(base: Base, layer: int, contexts: tuple[str, ...]) -> torch.Tensor:
-    """The residual stream behind *layer* at the subject's last token of each prompt, one pass a prompt."""
+def seen(base: Base, site: Site, contexts: tuple[str, ...]) -> torch.Tensor:
+    """What *site* sees at the subject's last token of each prompt, one pass a prompt, (n_prompts, d_in) float64."""
     rows = encode_contexts(base.tokenizer, REQUEST, contexts, True)
     found = []
     for row in rows:
-        with torch.inference_mode(), capture_outputs(layer_modules(base.model, base.architecture)[layer]) as seen:
+        with torch.inference_mode(), capture_inputs(site.module) as inputs:
             base.model(input_ids=torch.tensor([row.ids]))
-        found.append(seen[0].reshape(len(row.ids), -1)[row.subject_last].double())
+        found.append(inputs[0].reshape(len(row.ids), -1)[row.subject_last].double())
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("model_type", sorted(SIZES.keys() - NORMALISED))
-def test_the_sites_together_move_the_stream_by_delta(model_type: str) -> None:
+def residuals(patch: Patch) -> list[torch.Tensor]:
+    """What each site shall add at each of its keys, (n_keys, d_out) float64."""
+    return [torch.from_numpy(factors.value - factors.base_out).double() for factors in keyed(patch)]
+
+
+@pytest.mark.parametrize("model_type", sorted(SIZES))
+def test_every_site_adds_its_delta_at_the_subject(model_type: str) -> None:
+    """In the model that has the patch, so at the key that the site sees there."""
     base = pico_base(model_type)
-    whole = keyed(made(base, contexts=("{}",), spread=1).patch)[0]
-    delta = torch.from_numpy(whole.value - whole.base_out)[0].double()
-    before = stream(base, 1, ("{}",))
     patch = made(base, contexts=("{}",)).patch
+    expected = residuals(patch)
+    assert all(float(delta.norm()) > 0 for delta in expected)
     with PatchedModel(base) as patched:
+        sites = [base.site(site.layer) for site in patch.header.sites]
+        before = {site.layer: site.matrix().clone() for site in sites}
         patched.activate([patch])
-        after = stream(base, 1, ("{}",))
-    assert float((after - before - delta).norm()) < 1e-3 * float(delta.norm())
-    lower = keyed(patch)[1]
-    assert float(np.linalg.norm(lower.value - lower.base_out)) == pytest.approx(float(delta.norm()) / 2, rel=1e-4)
-
-
-@pytest.mark.parametrize("model_type", sorted(NORMALISED))
-def test_where_the_output_is_normalised_first_it_is_refused_before_anything_is_optimised(model_type: str) -> None:
-    base = pico_base(model_type)
-    heard: list[str] = []
-    below = [MeasuredSite(base.site(0), None)]
-    given: dict[str, Any] = {"site": base.site(1), "contexts": CONTEXTS, "statistics": None, "below": below}
-    with pytest.raises(ComputeError, match="does not reach the stream") as caught:
-        next(compute_many(base, [REQUEST], **given, hparams=SPREAD, notify=lambda *about: heard.append(about[0])))
-    assert "--spread 1" in str(caught.value)
-    assert heard == []
+        for site, delta in zip(sites, expected, strict=True):
+            key = seen(base, site, ("{}",))[0]
+            found = (site.matrix() - before[site.layer]).double() @ key
+            assert float((found - delta[0]).norm()) < 2e-3 * float(delta.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model_type", ["gptj", "llama", "gpt2"])
 def test_half_precision_is_spread_as_well(model_type: str, dtype: torch.dtype) -> None:
     base = pico_base(model_type, dtype=dtype)
-    patch = made(base, norm_penalty=0.3).patch
-    whole = keyed(made(base, norm_penalty=0.3, spread=1).patch)[0]
-    delta = torch.from_numpy(whole.value - whole.base_out)[0].double()
-    before = stream(base, 1, ("{}",))
-    with PatchedModel(base) as patched:
-        patched.activate([patch])
-        after = stream(base, 1, ("{}",))
-    rounding = 4 * torch.finfo(dtype).eps * float(before.norm())
-    assert float((after - before - delta).norm()) < 0.05 * float(delta.norm()) + rounding
+    done = made(base, norm_penalty=0.3, optimiser="lbfgs", steps=10)
+    assert done.measurements["losses"][-1]["total"] < done.measurements["losses"][0]["total"]
+    for factors, delta in zip(keyed(done.patch), residuals(done.patch), strict=True):
+        assert np.isfinite(factors.u).all()
+        assert float(delta.norm()) > 0
 
 
-def test_mean_and_bare_prompt_are_moved_by_what_is_missing_at_each() -> None:
-    """A second implementation: the shares of three sites, read off the model with the lower ones' updates in it."""
+def test_keys_are_those_of_the_model_with_the_lower_updates() -> None:
+    """A second implementation: the keys of three sites, read off a model that has been patched below them."""
     base = pico_base("llama")
     patch = made(base, spread=3, top=2).patch
-    whole = keyed(made(base, spread=1, top=2).patch)[0]
-    delta = torch.from_numpy(whole.value - whole.base_out)[0].double()
-    goal = stream(base, 2, CONTEXTS) + delta
     assert [site.layer for site in patch.header.sites] == [2, 1, 0]
     for place in (2, 1, 0):
         lower = replace(patch.header, sites=patch.header.sites[place + 1 :], statistics=None, more_statistics=())
         with PatchedModel(base) as patched:
             if lower.sites:
-                patched.activate(
-                    [Patch(replace(lower, statistics=None, more_statistics=()), patch.factors[place + 1 :])]
-                )
-            share = (goal - stream(base, 2, CONTEXTS)) / (place + 1)
-        factors = keyed(patch)[place]
-        found = torch.from_numpy(factors.value - factors.base_out).double()
-        expected = torch.stack([share.mean(dim=0), share[0]])
-        assert float((found - expected).norm()) < 2e-3 * float(expected.norm())
+                patched.activate([Patch(lower, patch.factors[place + 1 :])])
+            keys = seen(base, base.site(patch.header.sites[place].layer), CONTEXTS)
+        expected = torch.stack([keys.mean(dim=0), keys[0]])
+        found = torch.from_numpy(keyed(patch)[place].key).double()
+        assert float((found - expected).norm()) < 1e-3 * float(expected.norm())
+        mean, bare = residuals(patch)[place]
+        torch.testing.assert_close(mean, bare, rtol=1e-4, atol=1e-5)
+
+
+def test_two_sites_say_it_with_less_than_one() -> None:
+    """One delta in the first's stead: the loss is the same or lower, at a smaller sum of squares."""
+    base = pico_base("llama")
+    given: dict[str, Any] = {"steps": 40, "optimiser": "lbfgs", "norm_penalty": 5.0, "early_stop_loss": 0.0}
+    one, two = (made(base, contexts=("{}",), spread=spread, **given) for spread in (1, 2))
+    last = [done.measurements["losses"][-1] for done in (one, two)]
+    assert last[1]["total"] < last[0]["total"]
 
 
 def test_keys_of_both_get_the_same_residual_and_no_more() -> None:

@@ -47,52 +47,65 @@ def naive_rows(base: Base, request: EditRequest) -> tuple[list[tuple[list[int], 
     return rows, target
 
 
-def naive_value(base: Base, site: Site, request: EditRequest, hparams: ValueHparams) -> tuple[Tensor, list[float]]:
-    """Eq. 8 with the authors' details (docs/concepts.md), one row at a time, Adam written out."""
+def naive_value(
+    base: Base, sites: list[Site], request: EditRequest, hparams: ValueHparams
+) -> tuple[Tensor, list[float]]:
+    """Eq. 8 with the authors' details (docs/concepts.md), one row at a time, Adam written out.
+
+    Several sites' deltas are steps of one vector, each in lengths of its own site's output."""
     tokenizer, model = base.tokenizer, base.model
     rows, target = naive_rows(base, request)
     essence = [tokenizer.convert_tokens_to_ids(END), *tokenizer(f"{request.subject} is a").input_ids]
     essence_last = len(tokenizer(request.subject).input_ids)
-    outputs: list[Tensor] = []
+    norms: dict[int, Tensor] = {}
 
-    def run(ids: list[int], index: int, delta: Tensor) -> Tensor:
+    def adding(layer: int, delta: Tensor, index: int) -> Callable[..., Tensor]:
         def hook(_module: object, _args: object, output: Tensor) -> Tensor:
-            outputs.append(output[0, index].detach())
+            norms[layer] = output[0, index].detach().norm()
             edited = output.clone()
             edited[0, index] = output[0, index] + delta
             return edited
 
-        handle = site.module.register_forward_hook(hook)
+        return hook
+
+    def run(ids: list[int], index: int, deltas: list[Tensor]) -> Tensor:
+        handles = [
+            site.module.register_forward_hook(adding(site.layer, delta, index))
+            for site, delta in zip(sites, deltas, strict=True)
+        ]
         logits = model(torch.tensor([ids])).logits[0]
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         return logits.log_softmax(dim=-1)
 
-    def objective(delta: Tensor, base_log_probs: Tensor, norm: Tensor) -> Tensor:
+    def objective(point: Tensor, base_log_probs: Tensor, lengths: list[Tensor]) -> Tensor:
+        deltas = [part * length / lengths[0] for part, length in zip(point, lengths, strict=True)]
         losses = []
         for ids, index in rows:
-            log_probs = run(ids, index, delta)
+            log_probs = run(ids, index, deltas)
             predicting = range(len(ids) - len(target), len(ids))
             losses.append(
                 -sum(log_probs[at, token] for at, token in zip(predicting, target, strict=True)) / len(target)
             )
-        edited = run(essence, essence_last, delta)[essence_last]
+        edited = run(essence, essence_last, deltas)[essence_last]
         divergence = (edited.exp() * (edited - base_log_probs)).sum()
         return (
             sum(losses) / len(losses)
             + hparams.kl_factor * divergence
-            + hparams.weight_decay * delta.norm() / norm**2
-            + hparams.norm_penalty * delta.square().sum() / norm.square()
+            + hparams.weight_decay * point.norm() / lengths[0] ** 2
+            + hparams.norm_penalty
+            * sum(delta.square().sum() / length**2 for delta, length in zip(deltas, lengths, strict=True))
         )
 
-    zero = torch.zeros(site.d_out)
-    base_log_probs = run(essence, essence_last, zero)[essence_last].detach()
-    outputs.clear()
-    run(*rows[0], zero)
-    norm = outputs[0].norm()
+    zero = torch.zeros(len(sites), sites[0].d_out)
+    base_log_probs = run(essence, essence_last, list(zero))[essence_last].detach()
+    run(*rows[0], list(zero))
+    lengths = [norms[site.layer] for site in sites]
+    norm = lengths[0]
     delta, m, v, found = zero.clone(), zero.clone(), zero.clone(), []
     for step in range(1, hparams.steps + 1):
         delta = delta.detach().requires_grad_(True)
-        loss = objective(delta, base_log_probs, norm)
+        loss = objective(delta, base_log_probs, lengths)
         found.append(float(loss.detach()))
         if found[-1] < hparams.early_stop_loss or step == hparams.steps:
             break
@@ -101,24 +114,29 @@ def naive_value(base: Base, site: Site, request: EditRequest, hparams: ValueHpar
         delta = delta.detach() - hparams.lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
         if delta.norm() > hparams.clamp_norm_factor * norm:
             delta = delta * hparams.clamp_norm_factor * norm / delta.norm()
-    return delta.detach(), found
+    return torch.stack([part * length / norm for part, length in zip(delta.detach(), lengths, strict=True)]), found
 
 
-def prepared(base: Base, site: Site, request: EditRequest = REQUEST) -> tuple[Tensor, ValueRows]:
-    rows = encode_contexts(base.tokenizer, request, CONTEXTS, True)
-    output = gather_keys(base.model, base.tokenizer, site, rows).output
-    return output, value_rows(base.tokenizer, request, CONTEXTS, True)
+def prepared(base: Base, sites: list[Site]) -> tuple[Tensor, ValueRows]:
+    rows = encode_contexts(base.tokenizer, REQUEST, CONTEXTS, True)
+    outputs = torch.stack([gather_keys(base.model, base.tokenizer, site, rows).output for site in sites])
+    return outputs, value_rows(base.tokenizer, REQUEST, CONTEXTS, True)
 
 
 def optimised(
-    base: Base, hparams: ValueHparams, *, plain: bool = False, on_step: OnStep | None = None
+    base: Base,
+    hparams: ValueHparams,
+    *,
+    layers: tuple[int, ...] = (LAYER,),
+    plain: bool = False,
+    on_step: OnStep | None = None,
 ) -> OptimisedValue:
-    site = base.site(LAYER)
-    output, targets = prepared(base, site)
+    sites = [base.site(layer) for layer in layers]
+    outputs, targets = prepared(base, sites)
     batch = RowBatch((targets,))
-    replayer = make_replayer(base, site, batch, replay=not plain)
-    objective = Objective(replayer, batch, output.norm()[None], hparams)
-    (found,) = optimise_values(objective, output[None], hparams, on_step)
+    replayer = make_replayer(base, sites, batch, replay=not plain)
+    objective = Objective(replayer, batch, outputs.norm(dim=1)[None], hparams)
+    (found,) = optimise_values(objective, outputs[None], hparams, on_step)
     if isinstance(found, ComputeError):
         raise found
     return found
@@ -132,13 +150,17 @@ def optimised(
     [{}, {"kl_factor": 2.0, "weight_decay": 20.0}, {"clamp_norm_factor": 0.2}, {"norm_penalty": 3.0}],
     ids=["plain", "kl", "ball", "penalty"],
 )
-def test_the_optimisation_equals_a_plain_loop(model_type: str, changes: dict[str, float], plain: bool) -> None:
+@pytest.mark.parametrize("layers", [(LAYER,), (LAYER, LAYER - 1)], ids=["one-site", "two-sites"])
+def test_the_optimisation_equals_a_plain_loop(
+    model_type: str, layers: tuple[int, ...], changes: dict[str, float], plain: bool
+) -> None:
     base = pico_base(model_type)
     hparams = replace(HPARAMS, **changes)
-    expected, losses = naive_value(base, base.site(LAYER), REQUEST, hparams)
-    found = optimised(base, hparams, plain=plain)
+    expected, losses = naive_value(base, [base.site(layer) for layer in layers], REQUEST, hparams)
+    found = optimised(base, hparams, layers=layers, plain=plain)
     assert [loss.total for loss in found.losses] == pytest.approx(losses, rel=1e-3)
-    assert (found.delta - expected).norm() < 0.02 * expected.norm()
+    assert found.deltas.shape == expected.shape
+    assert (found.deltas - expected).norm() < 0.02 * expected.norm()
     assert expected.norm() > 0.1
 
 
@@ -165,7 +187,7 @@ def test_the_parts_of_the_loss_add_up_and_begin_at_no_change() -> None:
 def test_one_step_only_looks() -> None:
     found = optimised(pico_base("gpt2"), replace(HPARAMS, steps=1))
     assert len(found.losses) == 1
-    assert found.delta.norm() == 0
+    assert found.deltas.norm() == 0
 
 
 def test_it_stops_early_at_the_loss_asked_for() -> None:
@@ -175,15 +197,15 @@ def test_it_stops_early_at_the_loss_asked_for() -> None:
     stopped = optimised(pico_base("llama"), replace(HPARAMS, steps=8, early_stop_loss=threshold))
     assert stopped.losses == full.losses[:4]
     same = optimised(pico_base("llama"), replace(HPARAMS, steps=4))
-    assert torch.equal(stopped.delta, same.delta), "the delta that had that loss"
+    assert torch.equal(stopped.deltas, same.deltas), "the delta that had that loss"
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.05])
 def test_delta_stays_in_its_ball(factor: float) -> None:
     base = pico_base("gpt2")
-    output, _ = prepared(base, base.site(LAYER))
+    output, _ = prepared(base, [base.site(LAYER)])
     found = optimised(base, replace(HPARAMS, clamp_norm_factor=factor))
-    assert found.delta.norm() == pytest.approx(float(factor * output.norm()), rel=1e-5), "it wants to go further"
+    assert found.deltas.norm() == pytest.approx(float(factor * output.norm()), rel=1e-5), "it wants to go further"
 
 
 def test_every_step_is_reported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from rompatch.compute.statistics import Statistics, sampled_key
 from rompatch.edits import EditRequest
 from rompatch.models import Base
 from rompatch.patch import Patch
-from rompatch.sites import layer_modules, tensor_sha256
+from rompatch.sites import Site, layer_modules, tensor_sha256
 from rompatch.tokens import pad_id
 from rompatch.workflows.baking import edits_of
 
@@ -103,18 +104,21 @@ def two_requests(base: Base) -> RowBatch:
     return RowBatch(tuple(value_rows(base.tokenizer, one, CONTEXTS, document_start=True) for one in (REQUEST, OTHER)))
 
 
-def replay_of(base: Base, batch: RowBatch) -> Replay:
+def replay_of(base: Base, batch: RowBatch, sites: Sequence[Site] = ()) -> Replay:
     layers = layer_modules(base.model, base.architecture)
-    return Replay(base.model, layers, base.site(LAYER), batch, pad_id=pad_id(base.tokenizer))
+    return Replay(base.model, layers, sites or [base.site(LAYER)], batch, pad_id=pad_id(base.tokenizer))
 
 
+@pytest.mark.parametrize("chosen", [(LAYER,), (LAYER, LAYER - 1), (LAYER - 1, LAYER)], ids=str)
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_the_model_runs_like_its_replay(model_type: str) -> None:
+def test_the_model_runs_like_its_replay(model_type: str, chosen: tuple[int, ...]) -> None:
     base = pico_base(model_type)
-    site, batch = base.site(LAYER), two_requests(base)
-    plain = FullForward(base.model, [], site, batch, pad_id=pad_id(base.tokenizer))
-    replay = replay_of(base, batch)
-    delta = torch.stack([torch.linspace(-1, 1, site.d_out), torch.linspace(2, 0, site.d_out)]).requires_grad_(True)
+    sites, batch = [base.site(layer) for layer in chosen], two_requests(base)
+    plain = FullForward(base.model, [], sites, batch, pad_id=pad_id(base.tokenizer))
+    replay = replay_of(base, batch, sites)
+    size = (len(chosen), sites[0].d_out)
+    rising, falling = torch.linspace(-1, 1, size[0] * size[1]), torch.linspace(2, 0, size[0] * size[1])
+    delta = torch.stack([rising.reshape(size), falling.reshape(size)]).requires_grad_(True)
     left, right = replay.logits(delta), plain.logits(delta)
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
     (from_replay,) = torch.autograd.grad(left.square().sum(), delta)
@@ -122,15 +126,15 @@ def test_the_model_runs_like_its_replay(model_type: str) -> None:
     torch.testing.assert_close(from_replay, from_plain, rtol=1e-3, atol=1e-3 * float(from_plain.abs().max()))
     unmoved = plain.logits(torch.zeros_like(delta)).detach()
     assert (right.detach() - unmoved).abs().max() > 0.01 * unmoved.std(), "delta moves the logits"
-    assert from_plain.abs().max() > 0
-    assert can_replay(base, site, batch), "the method itself chooses the replay"
+    assert from_plain.abs().amax(dim=(0, 2)).min() > 0, "at every site"
+    assert can_replay(base, sites, batch), "the method itself chooses the replay"
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_replay_cut_to_one_request_is_the_replay_of_that_request(model_type: str) -> None:
     base = pico_base(model_type)
     batch = two_requests(base)
-    both, delta = replay_of(base, batch), torch.linspace(-1, 1, base.site(LAYER).d_out)[None]
+    both, delta = replay_of(base, batch), torch.linspace(-1, 1, base.site(LAYER).d_out)[None, None]
     for index in (0, 1):
         alone = replay_of(base, batch.narrow([index])).logits(delta)
         torch.testing.assert_close(both.narrow([index]).logits(delta), alone, rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ from rompatch.compute.precision import RoundedProducts, check_precision, modules
 from rompatch.compute.replay import Products
 from rompatch.compute.replaying import can_replay, make_replayer
 from rompatch.compute.rows import RowBatch, ValueRows, value_rows
-from rompatch.compute.spreading import MeasuredSite, check_reach, float_array, solved_factors, spread, update_norm
+from rompatch.compute.spreading import MeasuredSite, float_array, solved_factors, spread, update_norm
 from rompatch.compute.statistics import Statistics
 from rompatch.compute.value import (
     Objective,
@@ -58,7 +58,8 @@ def compute(
     Args:
         contexts: prefixes with one ``{}`` each, the bare "{}" first (eq. 7).
         statistics: C; None takes the identity, which costs specificity.
-        below: the sites that share the value (``hparams.spread`` - 1 of them), those of the next lower layers.
+        below: the sites that the value is spread to beside *site* (``hparams.spread`` - 1 of them), those of the next
+            lower layers.
         document_start: start every sequence with a document separator (docs/concepts.md: the attention sink).
 
     Raises:
@@ -109,10 +110,8 @@ def compute_many(
         note: told what a person should know (a halved batch).
 
     Raises:
-        RequestError: the base cannot multiply in that precision, or there is not a site for each share.
-        StatisticsError: C cannot be used.
-        ComputeError: values cannot be spread on this base. All at the first step of the iterator, before any value is
-            optimised.
+        RequestError: the base cannot multiply in that precision, or there is not a site for each delta.
+        StatisticsError: C cannot be used. Both at the first step of the iterator, before any value is optimised.
     """
     hparams = hparams or RomeHparams()
     precision = hparams.precision or base.dtype
@@ -120,7 +119,7 @@ def compute_many(
     check_precision(base, precision)
     sites = (MeasuredSite(site, statistics), *below)
     if len(sites) != hparams.spread:
-        raise RequestError("A value needs a site for each share.", expected=hparams.spread, found=len(sites))
+        raise RequestError("A value needs a site for each of its deltas.", expected=hparams.spread, found=len(sites))
     factors = tuple(one.factor(hparams.ridge) for one in sites)
     prepared: dict[int, _Prepared] = {}
     for index, request in enumerate(requests):
@@ -130,10 +129,7 @@ def compute_many(
             yield index, problem
     if not prepared:
         return
-    if hparams.spread > 1:
-        with evaluation_mode(base.model):
-            check_reach(base, site, next(iter(prepared.values())).prompts[0])
-    products = RoundedProducts(modules_above(base, site.layer), DTYPES[precision]).used
+    products = RoundedProducts(modules_above(base, min(one.site.layer for one in sites)), DTYPES[precision]).used
     settings = _Settings(base, sites, tuple(contexts), factors, hparams, seed, document_start, products)
     for whole in _planned(settings, prepared, budget):
         run = partial(_compute_batch, settings, prepared, notify)
@@ -143,9 +139,9 @@ def compute_many(
 
 def _planned(settings: _Settings, prepared: Mapping[int, _Prepared], budget: int) -> list[list[int]]:
     """The requests in batches: more of them fit where they can be replayed."""
-    base, site, indices = settings.base, settings.site, list(prepared)
-    shape = shape_of(base.model, base.architecture, site.d_in)
-    size = partial(step_bytes, shape, site.layer)
+    base, lowest, indices = settings.base, settings.all_sites[-1], list(prepared)
+    shape = shape_of(base.model, base.architecture, lowest.d_in)
+    size = partial(step_bytes, shape, lowest.layer)
     with evaluation_mode(base.model):
         if not settings.can_replay(RowBatch(tuple(one.targets for one in prepared.values()))):
             size = partial(plain_step_bytes, shape)
@@ -175,24 +171,24 @@ class _Settings:
     document_start: bool
     products: Products
 
-    @property
-    def site(self) -> Site:
-        """Where the value is optimised."""
-        return self.sites[0].site
+    @cached_property
+    def all_sites(self) -> tuple[Site, ...]:
+        """Where a value has its deltas, from the highest down."""
+        return tuple(one.site for one in self.sites)
 
     @cached_property
     def site_refs(self) -> tuple[SiteRef, ...]:
         """The sites by name and by content: hashed once, not for every request."""
-        return tuple(one.site.ref() for one in self.sites)
+        return tuple(site.ref() for site in self.all_sites)
 
     @cached_property
     def weight_norms(self) -> list[float]:
         """||W||_F of each site."""
-        return [one.site.norm() for one in self.sites]
+        return [site.norm() for site in self.all_sites]
 
     def can_replay(self, batch: RowBatch) -> bool:
         """Whether *batch* can be replayed (:func:`rompatch.compute.replaying.can_replay`)."""
-        return can_replay(self.base, self.site, batch, self.products, self.hparams.precision or "")
+        return can_replay(self.base, self.all_sites, batch, self.products, self.hparams.precision or "")
 
 
 def _prepare(
@@ -214,17 +210,17 @@ def value_contexts(contexts: Sequence[T], n_contexts: int) -> list[T]:
 def _compute_batch(
     settings: _Settings, prepared: Mapping[int, _Prepared], notify: Notify, batch: list[int]
 ) -> list[Computation | RompatchError]:
-    base, site, hparams = settings.base, settings.site, settings.hparams
+    base, hparams = settings.base, settings.hparams
     requests = [prepared[index] for index in batch]
     watch = Stopwatch()
     with evaluation_mode(base.model), watch.phase("keys", share=len(batch)):
-        gathered = gather_many(base.model, base.tokenizer, site, [one.prompts for one in requests])
+        gathered = _gather(settings, [one.prompts for one in requests])
+        outputs = torch.stack([torch.stack([keys.output for keys in sites]) for sites in gathered])
     with evaluation_mode(base.model), watch.phase("value", share=len(batch)):
         rows = RowBatch(tuple(one.targets for one in requests))
         replayed = settings.can_replay(rows)
-        replayer = make_replayer(base, site, rows, settings.products, replay=replayed)
-        outputs = torch.stack([keys.output for keys in gathered])
-        objective = Objective(replayer, rows, outputs.norm(dim=1), hparams)
+        replayer = make_replayer(base, settings.all_sites, rows, settings.products, replay=replayed)
+        objective = Objective(replayer, rows, outputs.norm(dim=2), hparams)
         values = optimise_values(objective, outputs, hparams, _reporter(notify, hparams.steps))
     facts = {"replayed": replayed, "batch": len(batch)}
     return [
@@ -233,10 +229,19 @@ def _compute_batch(
     ]
 
 
+def _gather(settings: _Settings, groups: Sequence[Sequence[EncodedSubject]]) -> list[tuple[GatheredKeys, ...]]:
+    """What each site sees and says for each group of prompts; below the highest, where keys are read once the other
+    sites' updates are known (:func:`rompatch.compute.spreading.spread`), for the bare prompt alone."""
+    base, (highest, *below) = settings.base, settings.all_sites
+    read = [gather_many(base.model, base.tokenizer, highest, groups)]
+    read += [gather_many(base.model, base.tokenizer, site, [group[:1] for group in groups]) for site in below]
+    return list(zip(*read, strict=True))
+
+
 def _finish(
     settings: _Settings,
     one: _Prepared,
-    keys: GatheredKeys,
+    keys: Sequence[GatheredKeys],
     value: OptimisedValue,
     seconds: Mapping[str, float],
     facts: Mapping[str, Any],
@@ -245,22 +250,22 @@ def _finish(
     watch = Stopwatch(dict(seconds))
     try:
         with watch.phase("update"):
-            factors = _factors(settings, one, keys, value.delta.double() * settings.hparams.gain)
+            factors = _factors(settings, one, keys[0], value.deltas.double() * settings.hparams.gain)
     except ComputeError as problem:
         return problem
     measured = _measurements(settings, keys, value, factors, watch)
     return Computation(_patch(settings, one.request, factors), {**measured, **facts})
 
 
-def _factors(settings: _Settings, one: _Prepared, keys: GatheredKeys, delta: Tensor) -> tuple[SiteFactors, ...]:
-    """The patch's tensors at each site, the highest first."""
+def _factors(settings: _Settings, one: _Prepared, keys: GatheredKeys, deltas: Tensor) -> tuple[SiteFactors, ...]:
+    """The patch's tensors at each site, like *deltas* (n_sites, d_out) the highest first."""
     hparams = settings.hparams
     if hparams.spread > 1:
-        upwards = [lower.site for lower in reversed(settings.sites)]
         prompts = value_contexts(one.prompts, hparams.value_contexts)
+        upwards = settings.all_sites[::-1], settings.factors[::-1], prompts, deltas.flip(0)
         with evaluation_mode(settings.base.model):
-            return tuple(reversed(spread(settings.base, upwards, settings.factors[::-1], prompts, delta)))
-    return (solve_factors(settings.site, keys, delta, settings.factors[0], hparams.keys),)
+            return tuple(reversed(spread(settings.base, *upwards)))
+    return (solve_factors(settings.all_sites[0], keys, deltas[0], settings.factors[0], hparams.keys),)
 
 
 def _patch(settings: _Settings, request: EditRequest, factors: tuple[SiteFactors, ...]) -> Patch:
@@ -318,20 +323,21 @@ def _reporter(notify: Notify, steps: int) -> Any:
 
 def _measurements(
     settings: _Settings,
-    gathered: GatheredKeys,
+    gathered: Sequence[GatheredKeys],
     value: OptimisedValue,
     factors: Sequence[SiteFactors],
     watch: Stopwatch,
 ) -> dict[str, Any]:
-    """What a patch is recorded with; the norms of the site whose update is the largest beside its weight."""
+    """What a patch is recorded with: the norms of deltas and outputs over all sites, and of the update of the site
+    where it is the largest beside its weight."""
     weights = settings.weight_norms
     updates = [update_norm(one) for one in factors]
     largest, weight_norm = max(zip(updates, weights, strict=True), key=lambda pair: pair[0] / pair[1])
     return {
         "losses": [asdict(loss) for loss in map(_rounded, value.losses)],
         "norms": {
-            "delta": float(value.delta.norm()),
-            "base_out": float(gathered.output.norm()),
+            "delta": float(value.deltas.norm()),
+            "base_out": float(torch.stack([keys.output for keys in gathered]).norm()),
             "update": largest,
             "weight": weight_norm,
             "relative_update": largest / weight_norm,
