@@ -35,8 +35,8 @@ GROUP = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """What all records of a run share; *below*: the sites that share a value with *site*. *texts* is None where nothing
-    is measured on texts."""
+    """What all records of a run share; *below*: the sites that a value is spread to beside *site*. *texts* is
+    None where nothing is measured on texts."""
 
     base: Base
     site: Site

@@ -45,7 +45,7 @@ def created_lines(created: Created) -> list[tuple[str, str | None]]:
 
 
 def _spread(layers: Sequence[int]) -> str | None:
-    """Which layers share the value; nothing where it is one."""
+    """Which layers the value is spread over; nothing where it is one."""
     return f"over layers {', '.join(map(str, layers))}" if len(layers) > 1 else None
 
 

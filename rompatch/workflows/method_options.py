@@ -76,7 +76,7 @@ class EditSetting:
     """How patches of one base are computed: everything that is decided before there is a request.
 
     Args:
-        below: the sites that share a value with *site*, from the next lower layer down (``hparams.spread`` - 1).
+        below: the sites that a value is spread to beside *site*, from the next lower layer down.
         statistics: as it was asked for: "auto", "none" or an id.
         preset: where the defaults come from.
     """

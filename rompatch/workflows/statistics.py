@@ -63,7 +63,7 @@ def statistics_for(base: Base, site: Site, wanted: str, seed: int, reporter: Rep
 def statistics_below(
     base: Base, top: Statistics | None, sites: Sequence[Site], wanted: str, seed: int, reporter: Reporter
 ) -> tuple[MeasuredSite, ...]:
-    """C at each of *sites*, which share a value with a higher one whose C is *top*.
+    """C at each of *sites*, which a value is spread to beside a higher one whose C is *top*.
 
     Args:
         wanted: as for :func:`statistics_for`; an id names those of the higher site, and here the same text's.

@@ -51,7 +51,7 @@ def _grid(name: str, kind: Callable[[str], Any], text: str) -> Callable[[Any], A
 _grid_options = stacked(
     option("--keys", type=values(str), metavar="mixed,both", group=GRID, help="As create's --key."),
     _grid("gain", float, "The residual, as a multiple of delta."),
-    _grid("spread", int, "Layers that share the value, the edited one and those right below; with --keys both."),
+    _grid("spread", int, "Layers of the value, the edited one and those right below; with --keys both."),
     _grid("steps", int, "Steps at most."),
     option("--optimiser", type=values(str), metavar="adam,lbfgs", group=GRID, help="As create's."),
     _grid("value_contexts", int, "Contexts that v* is optimised under."),

@@ -29,7 +29,7 @@ class RomeHparams(ValueHparams):
             same residual, so that neither gets more of it than was optimised.
         ridge: added to C, relative to the mean of its diagonal.
         gain: the residual as a multiple of the optimised delta: above 1, a margin against what other patches do.
-        spread: over how many sites the value is spread, the edited layer and those right below; above 1 with keys
+        spread: at how many sites the value has a delta, the edited layer's and those right below; above 1 with keys
             "both" only.
         value_contexts: how many of the contexts v* is optimised under; k* is the mean over all of them, or with spread
             above 1, where a key costs a pass over all contexts at each site, over these.
