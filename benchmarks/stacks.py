@@ -1,7 +1,8 @@
 """How many facts one model holds: COUNTERFACT edits stacked, summed against solved jointly.
 
     python benchmarks/stacks.py FILE [FILE ...] [--counts 60,200,500] [--layers 4] [--score 60] [--patches FOLDER]
-        [--key both] [--spread 3] [--gain 1.2] [--clamp-norm-factor 1.5] [--norm-penalty 0.3] [--ridge 0.1,0.3]
+        [--key both] [--spread 3] [--gain 1.2] [--clamp-norm-factor 1.5] [--norm-penalty 0.3]
+        [--target-loss 0] [--ridge 0.1,0.3]
         [--text FILE] [--tokens 4096] [--json FILE] [--plot FILE.svg [--also FILE ...]]
 
 One patch a record, of the records with distinct subjects, in the model's preset; with several layers patch i goes to
@@ -112,6 +113,7 @@ def patches_at(
             ("gain", hparams.gain),
             ("clamp", hparams.clamp_norm_factor),
             ("penalty", hparams.norm_penalty),
+            ("target", hparams.target_loss),
         )
     )
     place.mkdir(parents=True, exist_ok=True)
@@ -321,6 +323,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gain", type=float, help="as create's; default: the preset's")
     parser.add_argument("--clamp-norm-factor", type=float, help="as create's; default: the preset's")
     parser.add_argument("--norm-penalty", type=float, help="as create's; default: the preset's")
+    parser.add_argument("--target-loss", type=float, help="as create's; default: the preset's")
     parser.add_argument("--patches", type=Path)
     parser.add_argument("--text", type=Path, default=DATA / "text" / "wikitext2-raw-test.txt")
     parser.add_argument("--tokens", type=int, default=4096)
@@ -336,7 +339,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, rompatch.open_store(Path(folder) / ".rompatch") as store:
         records = records_of(args.files)[: max(args.counts)]
         layers = args.layers or [edit_setting(store, MethodOptions()).site.layer]
-        given = {name: getattr(args, name) for name in ("keys", "spread", "gain", "clamp_norm_factor", "norm_penalty")}
+        names = ("keys", "spread", "gain", "clamp_norm_factor", "norm_penalty", "target_loss")
+        given = {name: getattr(args, name) for name in names}
         hparams = {name: value for name, value in given.items() if value is not None}
         patches: dict[int, Patch] = {}
         for place, layer in enumerate(layers):
