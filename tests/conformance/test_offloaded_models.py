@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from offloading import OFFLOADS, offloaded_base
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from rompatch.apply.session import PatchedModel
 from rompatch.compute.gather import encode_contexts, gather_keys
+from rompatch.compute.methods.rome import compute
+from rompatch.compute.methods.rome_hparams import RomeHparams
+from rompatch.compute.spreading import MeasuredSite
 from rompatch.edits import EditRequest
 from rompatch.hooks import edit_output, recomputed
 from rompatch.models import Base, fingerprint_inputs
 from rompatch.offload import is_offloaded, parameter_of
-from rompatch.patch import Patch
+from rompatch.patch import Patch, SiteFactors
 from rompatch.sites import layer_modules, tensor_sha256
 
 LAYER = 1
@@ -93,6 +97,27 @@ def test_gradients_are_bit_equal_also_where_layers_are_recomputed(model_type: st
     expected = gradient(plain, plain_layers=True)
     assert torch.equal(gradient(base, plain_layers=True), expected)
     assert torch.equal(gradient(base, plain_layers=False), expected)
+
+
+def test_a_spread_patch_is_that_of_the_model_in_memory(model_type: str, how: str, tmp_path: Path) -> None:
+    expected = keyed(spread_patch(pico_base(model_type)))
+    found = keyed(spread_patch(offloaded_base(model_type, how, tmp_path)))
+    for one, other in zip(found, expected, strict=True):
+        for name in ("key", "value", "base_out", "u"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5)
+        assert np.abs(other.value - other.base_out).max() > 1e-3, "the optimisation moved"
+
+
+def keyed(patch: Patch) -> list[SiteFactors]:
+    return [factors for factors in patch.factors if isinstance(factors, SiteFactors)]
+
+
+def spread_patch(base: Base) -> Patch:
+    """One over three layers, so that an edited one lies between others that are recomputed."""
+    hparams = RomeHparams(keys="both", spread=3, steps=5, optimiser="lbfgs")
+    below = [MeasuredSite(base.site(layer), None) for layer in (LAYER, LAYER - 1)]
+    top = base.site(LAYER + 1)
+    return compute(base, REQUEST, site=top, contexts=CONTEXTS, statistics=None, below=below, hparams=hparams).patch
 
 
 def gradient(base: Base, *, plain_layers: bool) -> Tensor:
