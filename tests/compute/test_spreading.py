@@ -95,6 +95,29 @@ def test_every_site_adds_its_delta_at_the_subject(model_type: str) -> None:
             assert float((found - delta[0]).norm()) < 2e-3 * float(delta.norm())
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("spread", [2, 3])
+def test_each_site_has_the_delta_that_was_optimised_for_it(
+    model_type: str, spread: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer by layer: the optimisation's deltas come in the order of the header's sites, times the gain."""
+    from rompatch.compute.methods import rome
+
+    plain, heard = rome.optimise_values, []
+
+    def listened(*given: Any) -> Any:
+        heard.extend(plain(*given))
+        return heard
+
+    monkeypatch.setattr(rome, "optimise_values", listened)
+    patch = made(pico_base(model_type), spread=spread, top=2, gain=1.5).patch
+    (value,) = heard
+    assert value.deltas.shape[0] == spread
+    for delta, found in zip(value.deltas.double(), residuals(patch), strict=True):
+        torch.testing.assert_close(found, 1.5 * delta.expand_as(found), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(value.deltas[0], value.deltas[-1], rtol=0.1), "the order can be told"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model_type", ["gptj", "llama", "gpt2"])
 def test_half_precision_is_spread_as_well(model_type: str, dtype: torch.dtype) -> None:

@@ -1,4 +1,5 @@
-"""A model whose weights are elsewhere gives the same bits as the model in memory: keys, hashes, edits, gradients."""
+"""A model whose weights are elsewhere gives the same bits as the model in memory (keys, hashes, edits, gradients), and
+the same spread patches but for rounding."""
 
 from __future__ import annotations
 
@@ -113,10 +114,10 @@ def keyed(patch: Patch) -> list[SiteFactors]:
 
 
 def spread_patch(base: Base) -> Patch:
-    """One over three layers, so that an edited one lies between others that are recomputed."""
-    hparams = RomeHparams(keys="both", spread=3, steps=5, optimiser="lbfgs")
-    below = [MeasuredSite(base.site(layer), None) for layer in (LAYER, LAYER - 1)]
-    top = base.site(LAYER + 1)
+    """One over two layers; the one above them is recomputed where weights are elsewhere."""
+    hparams = RomeHparams(keys="both", spread=2, steps=5, optimiser="lbfgs")
+    below = [MeasuredSite(base.site(LAYER - 1), None)]
+    top = base.site(LAYER)
     return compute(base, REQUEST, site=top, contexts=CONTEXTS, statistics=None, below=below, hparams=hparams).patch
 
 

@@ -39,7 +39,8 @@ def test_every_probability_is_that_of_edited_weights(toy: Store, patches: list[P
         assert share.without.logprob == pytest.approx(expected, abs=1e-3)
         assert share.effect == pytest.approx(found.edited.logprob - share.without.logprob)
     effects = [abs(share.effect) for share in found.shares]
-    assert effects == sorted(effects, reverse=True), "which one comes first is the rounding, in so small a model"
+    # Which one comes first is the processor's rounding, in so small a model.
+    assert effects == sorted(effects, reverse=True)
 
 
 def test_a_patch_alone_has_the_whole_effect(toy: Store, patches: list[Patch]) -> None:

@@ -59,7 +59,7 @@ def compute(
         contexts: prefixes with one ``{}`` each, the bare "{}" first (eq. 7).
         statistics: C; None takes the identity, which costs specificity.
         below: the sites that the value is spread to beside *site* (``hparams.spread`` - 1 of them), those of the next
-            lower layers.
+            lower layers, from the highest down.
         document_start: start every sequence with a document separator (docs/concepts.md: the attention sink).
 
     Raises:
@@ -262,9 +262,9 @@ def _factors(settings: _Settings, one: _Prepared, keys: GatheredKeys, deltas: Te
     hparams = settings.hparams
     if hparams.spread > 1:
         prompts = value_contexts(one.prompts, hparams.value_contexts)
-        upwards = settings.all_sites[::-1], settings.factors[::-1], prompts, deltas.flip(0)
+        sites, factors = settings.all_sites[::-1], settings.factors[::-1]
         with evaluation_mode(settings.base.model):
-            return tuple(reversed(spread(settings.base, *upwards)))
+            return tuple(reversed(spread(settings.base, sites, factors, prompts, deltas.flip(0))))
     return (solve_factors(settings.all_sites[0], keys, deltas[0], settings.factors[0], hparams.keys),)
 
 
